@@ -1,0 +1,28 @@
+"""How every command ends: exit status 0, or one sentence and exit status 2."""
+
+import os
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from fastdense.errors import UserError
+
+
+def run(main: Callable[[], None]) -> NoReturn:
+    """Run a command's ``main``; a :class:`UserError` becomes one line on stderr and exit status 2.
+
+    Any other exception is a defect or a fault of the machine, and keeps its traceback.
+    """
+    try:
+        main()
+    except UserError as error:
+        sys.stdout.flush()
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(2)
+    except BrokenPipeError:  # the reader (`| head`) went away; nothing is left to say to it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr, flush=True)
+        sys.exit(130)
+    sys.exit(0)
