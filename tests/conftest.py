@@ -1,0 +1,142 @@
+"""What every room's tests share: a quiet offline environment, tiny models and a small Tevatron data set."""
+
+import json
+import os
+import random
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+# Set before anything imports torch or a Hugging Face library, and inherited by the processes that tests start.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # pytest-xdist already has one process for every core
+if "PYTEST_XDIST_WORKER" not in os.environ:  # workers inherit this process's directory
+    _HF_HOME = tempfile.TemporaryDirectory(prefix="fastdense-tests-", ignore_cleanup_errors=True)
+    os.environ["HF_HOME"] = _HF_HOME.name
+
+import pytest
+import torch
+
+SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
+PUNCTUATION = list(".,?!:;'\"()-_/")
+FUNCTION_WORDS = "the of in a is was who what where when which did does has for by on and to with".split()
+TOPICS = """
+amber anchor apple arrow badger basket beacon birch bottle bridge candle canyon castle cedar cherry cloud copper coral
+cotton desert dragon eagle ember engine falcon feather forest fossil garden glacier granite hammer harbor hazel island
+ivory jungle kettle lantern lemon maple marble meadow mirror needle ocean olive orchid paper pebble pepper piano planet
+prairie quartz rabbit ribbon river saddle shadow silver spider summit temple thunder timber tunnel velvet violet walnut
+whale willow window winter
+""".split()
+VERBS = "built found carried painted measured opened crossed named wrote kept".split()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """One thread an operation: tests run side by side, and a sum's bits depend on how many threads made it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def tiny_vocabulary() -> list[str]:
+    """WordPiece entries: whole words of the tiny data set, and letters for whatever else a test writes."""
+    pieces = [*LETTERS, *(f"##{letter}" for letter in LETTERS), *PUNCTUATION]
+    words = [*FUNCTION_WORDS, *TOPICS, *VERBS]
+    return list(dict.fromkeys([*SPECIAL_TOKENS, *pieces, *words]))
+
+
+def save_tiny_tokenizer(directory: Path) -> int:
+    """Write a BERT tokenizer that ``AutoTokenizer`` loads; return its vocabulary size."""
+    from transformers import BertTokenizer
+
+    vocabulary = tiny_vocabulary()
+    tokenizer = BertTokenizer(vocab={word: i for i, word in enumerate(vocabulary)}, model_max_length=160)
+    tokenizer.save_pretrained(directory)
+    directory.joinpath("vocab.txt").write_text("\n".join(vocabulary) + "\n", encoding="utf-8")
+    return len(vocabulary)
+
+
+def save_tiny_bert(directory: Path, dropout: float, seed: int = 0) -> Path:
+    """Write a random two-layer BERT with hidden size 32 and its tokenizer; return ``directory``."""
+    from transformers import BertConfig, BertModel
+
+    config = BertConfig(
+        vocab_size=save_tiny_tokenizer(directory),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=160,
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
+        initializer_range=0.2,  # BERT's 0.02 gives every text nearly the same representation at this size
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        BertModel(config).save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def tiny_bert_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved tiny BERT with dropout 0.1 and its tokenizer. Read only: every test of the session shares it."""
+    return save_tiny_bert(tmp_path_factory.mktemp("tiny-bert"), dropout=0.1)
+
+
+@pytest.fixture(scope="session")
+def tiny_bert_no_dropout_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same weights as ``tiny_bert_dir`` with dropout 0. Read only."""
+    return save_tiny_bert(tmp_path_factory.mktemp("tiny-bert-no-dropout"), dropout=0.0)
+
+
+def make_sentence(rng: random.Random, topic: str, n_words: int) -> str:
+    words = [rng.choice([*FUNCTION_WORDS, *VERBS, *TOPICS]) for _ in range(n_words - 1)]
+    words.insert(rng.randrange(len(words) + 1), topic)
+    return " ".join(words)
+
+
+def make_passage(rng: random.Random, docid: int, topic: str) -> dict[str, str]:
+    title = f"{topic} {rng.choice(TOPICS)}"
+    return {"docid": str(docid), "title": title, "text": make_sentence(rng, topic, rng.randint(6, 24)) + "."}
+
+
+def make_rows(n_rows: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Tevatron raw rows: a query about one topic, 1 to 3 positives about it, 3 to 6 negatives about others."""
+    rng = random.Random(seed)
+    rows = []
+    for i in range(n_rows):
+        topic = TOPICS[i % len(TOPICS)]
+        others = [rng.choice([t for t in TOPICS if t != topic]) for _ in range(rng.randint(3, 6))]
+        rows.append(
+            {
+                "query_id": str(i),
+                "query": make_sentence(rng, topic, rng.randint(3, 8)) + " ?",
+                "answers": [topic],
+                "positive_passages": [make_passage(rng, 100 * i + j, topic) for j in range(1 + i % 3)],
+                "negative_passages": [make_passage(rng, 100 * i + 50 + j, t) for j, t in enumerate(others)],
+            }
+        )
+    return rows
+
+
+@pytest.fixture
+def tiny_rows() -> list[dict[str, Any]]:
+    """48 deterministic Tevatron raw rows, a fresh copy for every test."""
+    return make_rows(48)
+
+
+@pytest.fixture(scope="session")
+def write_jsonl() -> Callable[[Path, list[dict[str, Any]]], Path]:
+    """``write_jsonl(path, rows)`` writes one JSON object a line, makes the folder if need be and returns ``path``."""
+
+    def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        return path
+
+    return write
