@@ -1,0 +1,1 @@
+"""Train dense retrievers with in-batch negatives."""
