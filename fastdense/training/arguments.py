@@ -1,0 +1,236 @@
+"""Every flag of the training drivers, as dataclasses.
+
+Names and defaults are those that Tevatron v1 documents; what the Hugging Face ``TrainingArguments`` already have is
+inherited. Checks that need nothing but the flags themselves stand here; checks against files stand where the file is read.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from transformers import TrainingArguments
+
+from fastdense.errors import UserError
+
+POOLING = Literal["cls", "mean", "last"]
+
+# Asked for by name, these would be silently without effect or silently wrong here; each is refused with its reason.
+_REFUSED = {
+    "fsdp": "training shards nothing yet: start with torchrun (DDP)",
+    "deepspeed": "training shards nothing yet: start with torchrun (DDP)",
+    "auto_find_batch_size": "a smaller batch has fewer in-batch negatives and another loss: choose the batch size, "
+    "and use --grad_cache to fit it into memory",
+    "neftune_noise_alpha": "the noise hook only knows language models",
+    "use_liger_kernel": "its kernels replace language-model layers only",
+    "parallelism_config": "only data parallelism is supported: start with torchrun",
+    "do_predict": "there is no test set here: use python -m fastdense.encode, fastdense.search and fastdense.evaluate",
+    "push_to_hub": "it is not supported yet: upload --output_dir with `hf upload`",
+}
+
+
+def _flag(help: str, **metadata: object) -> dict[str, object]:
+    return {"help": help, **metadata}
+
+
+@dataclass
+class ModelArguments:
+    """What the encoder is."""
+
+    model_name_or_path: str = field(
+        metadata=_flag("Model that initializes the retriever: a name on the Hugging Face hub or a directory.")
+    )
+    config_name: str | None = field(default=None, metadata=_flag("Config name or path, if not the model's own."))
+    tokenizer_name: str | None = field(default=None, metadata=_flag("Tokenizer name or path, if not the model's own."))
+    cache_dir: str | None = field(
+        default=None, metadata=_flag("Where downloaded models and data are kept (default: the Hugging Face cache).")
+    )
+    model_revision: str | None = field(
+        default=None, metadata=_flag("Branch, tag or commit of the model on the hub (default: its main branch).")
+    )
+    trust_remote_code: bool = field(
+        default=False, metadata=_flag("Run Python code that the model's repository brings along.")
+    )
+    attn_implementation: str | None = field(
+        default=None, metadata=_flag("Attention of the backbone: eager, sdpa, flash_attention_2, flex_attention.")
+    )
+    untie_encoder: bool = field(
+        default=False, metadata=_flag("Train two separate encoders; without it query and passage share one.")
+    )
+    add_pooler: bool = field(default=False, metadata=_flag("Add a linear projection on top of the pooled output."))
+    projection_in_dim: int = field(
+        default=768, metadata=_flag("Input width of the projection: the model's hidden size.")
+    )
+    projection_out_dim: int = field(default=768, metadata=_flag("Output width of the projection."))
+    pooling: POOLING | None = field(
+        default=None,
+        metadata=_flag(
+            "Token(s) that stand for a text: cls, mean or last (default: what the model directory says, else cls)."
+        ),
+    )
+    normalize: bool | None = field(
+        default=None,
+        metadata=_flag(
+            "Scale representations to length 1 (default: what the model directory says, else no).",
+            nargs="?",
+            const=True,
+        ),
+    )
+
+    _argument_group_name = "model"
+
+
+@dataclass
+class DataArguments:
+    """Which rows are trained on and how they become tokens."""
+
+    dataset_name: str = field(
+        default="json",
+        metadata=_flag("Data set on the hub, org/name[/split][:config]; json means the files of --train_dir."),
+    )
+    train_dir: str | None = field(
+        default=None, metadata=_flag("Directory or file with training rows (.jsonl, .json, .parquet, also .gz).")
+    )
+    dataset_proc_num: int = field(default=12, metadata=_flag("Most processes that tokenize the data."))
+    data_cache_dir: str | None = field(
+        default=None, metadata=_flag("Where tokenized data are kept (default: --cache_dir).")
+    )
+    train_n_passages: int = field(
+        default=8, metadata=_flag("Passages per query and step: 1 positive and train_n_passages - 1 negatives.")
+    )
+    positive_passage_no_shuffle: bool = field(default=False, metadata=_flag("Always take a row's first positive."))
+    negative_passage_no_shuffle: bool = field(default=False, metadata=_flag("Always take a row's first negatives."))
+    missing_negatives: Literal["in_batch", "error"] = field(
+        default="in_batch",
+        metadata=_flag("Rows without any negative: use only the batch's other passages (in_batch), or stop (error)."),
+    )
+    passage_field_separator: str = field(
+        default=" ",
+        metadata=_flag("Stands between title and text; the name of a special token (sep_token) means that token."),
+    )
+    query_prefix: str | None = field(
+        default=None,
+        metadata=_flag("Put before every query (default: the model directory's query prompt, else nothing)."),
+    )
+    passage_prefix: str | None = field(
+        default=None, metadata=_flag("Put before every passage (default: the model directory's prompt, else nothing).")
+    )
+    q_max_len: int = field(default=32, metadata=_flag("Most tokens of a query."))
+    p_max_len: int = field(default=128, metadata=_flag("Most tokens of a passage."))
+
+    _argument_group_name = "data"
+
+    def __post_init__(self) -> None:
+        if self.dataset_name == "json" and self.train_dir is None:
+            raise UserError("there is nothing to train on: pass --train_dir DIR_OR_FILE or --dataset_name org/name")
+        for name in ("dataset_proc_num", "train_n_passages"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name} must be at least 1, not {getattr(self, name)}")
+
+
+@dataclass
+class ContrastiveArguments:
+    """The loss, the gradient cache and the ranks."""
+
+    temperature: float = field(default=1.0, metadata=_flag("Scores are divided by it before the softmax."))
+    negatives_x_device: bool = field(
+        default=False,
+        metadata=_flag("Score each query against the passages of all processes.", aliases=["--negative_x_device"]),
+    )
+    mask_duplicates: bool = field(
+        default=False, metadata=_flag("Do not count further copies of a query's own positive as its negatives.")
+    )
+    grad_cache: bool = field(
+        default=False, metadata=_flag("Gradient caching: batches of any size in the memory of one chunk.")
+    )
+    gc_q_chunk_size: int = field(default=4, metadata=_flag("Most queries in a chunk of --grad_cache."))
+    gc_p_chunk_size: int = field(default=32, metadata=_flag("Most passages in a chunk of --grad_cache."))
+
+    _argument_group_name = "loss and gradient cache"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.temperature < float("inf"):
+            raise UserError(f"--temperature must be a positive number, not {self.temperature}")
+        for name in ("gc_q_chunk_size", "gc_p_chunk_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name} must be at least 1, not {getattr(self, name)}")
+
+
+@dataclass
+class RetrieverTrainingArguments(TrainingArguments):
+    """Hugging Face ``TrainingArguments`` with v1's own on top, and defaults that suit a contrastive batch."""
+
+    overwrite_output_dir: bool = field(
+        default=False,
+        metadata=_flag("Train into an --output_dir that is not empty; old checkpoints in it are removed."),
+    )
+    warmup_ratio: float = field(
+        default=0.1, metadata=_flag("Share of all steps with a rising learning rate; --warmup_steps comes before it.")
+    )
+    eval_dir: str | None = field(
+        default=None,
+        metadata=_flag(
+            "Held-out set for --eval_strategy: corpus.jsonl, queries.jsonl and qrels.txt (or the BEIR layout)."
+        ),
+    )
+    # A short last batch would have fewer negatives than all others; v1 drops it, too.
+    dataloader_drop_last: bool = field(
+        default=True, metadata=_flag("Leave out the last batch of an epoch if it is not full.")
+    )
+    # The filter would replace a NaN loss in the log by an old mean: a broken run would look sound.
+    logging_nan_inf_filter: bool = field(default=False, metadata=_flag("Leave NaN and inf losses out of the log."))
+    remove_unused_columns: bool = field(default=False, metadata=_flag("Has no use here: rows are already tokens."))
+
+    _argument_group_name = "training (Hugging Face TrainingArguments and v1's own)"
+
+    def __post_init__(self) -> None:
+        self._check()
+        if self.warmup_steps == 0:
+            self.warmup_steps = self.warmup_ratio  # a fraction is a share of all steps
+        if self.ddp_find_unused_parameters is None:
+            self.ddp_find_unused_parameters = False  # encoders freeze what they do not use
+        if self.ddp_broadcast_buffers is None:
+            self.ddp_broadcast_buffers = False  # encoders have no running statistics, and ranks differ in chunks
+        if self.eval_dir is not None and self.metric_for_best_model is None:
+            self.metric_for_best_model = "mrr@10"
+        if getattr(self, "activation_checkpointing", False) is None and self.gradient_checkpointing is not None:
+            self.activation_checkpointing = self.gradient_checkpointing  # today's name of the same flag
+        if not torch.accelerator.is_available():
+            self.use_cpu = True  # otherwise --bf16 is taken for a wish for a GPU
+        super().__post_init__()
+        if self.n_gpu > 1:
+            raise UserError(
+                f"one process sees {self.n_gpu} GPUs; start one process a GPU with torchrun --nproc_per_node "
+                f"{self.n_gpu} -m fastdense.train, or show it one GPU with CUDA_VISIBLE_DEVICES=0"
+            )
+
+    def _check(self) -> None:
+        if not self.do_train:
+            raise UserError("nothing to do: pass --do_train")
+        if not self.output_dir:
+            raise UserError("--output_dir is missing: name the directory that the model is written to")
+        for name, reason in _REFUSED.items():
+            if getattr(self, name, None):
+                raise UserError(f"--{name} is refused: {reason}")
+        on_cpu = self.use_cpu or not torch.accelerator.is_available()
+        if (self.fp16 or self.fp16_full_eval) and on_cpu:
+            raise UserError(
+                "--fp16 needs a GPU, and none is in use: a CPU has no fast half precision; leave it out, or use --bf16"
+            )
+        if not 0 <= self.warmup_ratio <= 1:
+            raise UserError(f"--warmup_ratio must lie between 0 and 1, not {self.warmup_ratio}")
+        evaluates = str(getattr(self.eval_strategy, "value", self.eval_strategy)) != "no"
+        if evaluates and self.eval_dir is None:
+            raise UserError("--eval_strategy needs a held-out set: pass --eval_dir DIR")
+        if not evaluates and (self.eval_dir is not None or self.eval_on_start or self.load_best_model_at_end):
+            raise UserError(
+                "--eval_dir, --eval_on_start and --load_best_model_at_end need --eval_strategy steps or epoch"
+            )
+        for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name} must be at least 1, not {getattr(self, name)}")
+        if self.learning_rate < 0:
+            raise UserError(f"--learning_rate must not be negative, not {self.learning_rate}")
+        if not 0 <= self.label_smoothing_factor < 1:
+            raise UserError(f"--label_smoothing_factor must lie in [0, 1), not {self.label_smoothing_factor}")
+        if self.max_steps <= 0 and self.num_train_epochs <= 0:
+            raise UserError(f"--num_train_epochs must be positive, not {self.num_train_epochs}")

@@ -1,0 +1,129 @@
+"""The command line of all commands: dataclasses to flags, ``--config`` files, and answers to misspelt names."""
+
+import difflib
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from transformers import HfArgumentParser
+
+from fastdense.errors import UserError
+
+# Flags of v1's shared argument classes that belong to another command of ours.
+_ELSEWHERE = {
+    "encode_in_path": "fastdense.encode",
+    "encoded_save_path": "fastdense.encode",
+    "encode_is_qry": "fastdense.encode",
+    "encode_num_shard": "fastdense.encode",
+    "encode_shard_index": "fastdense.encode",
+    "dtype": "fastdense.jax_train",
+}
+
+
+class Parser(HfArgumentParser):
+    """``HfArgumentParser`` without abbreviations and file magic; every mistake is a :class:`UserError`."""
+
+    def __init__(self, dataclass_types: Sequence[type], *, prog: str, description: str) -> None:
+        super().__init__(dataclass_types, prog=prog, description=description, allow_abbrev=False)
+        self.add_argument(
+            "--config", metavar="FILE", help="YAML or JSON file of flags; flags on the command line come before it."
+        )
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message.removeprefix('argument ')}; see python -m {self.prog} --help")
+
+    def parse(self, arguments: Sequence[str]) -> tuple[Any, ...]:
+        """Parse ``arguments`` into one instance per dataclass."""
+        values, unknown = self.parse_known_args(self._with_config(list(arguments)))
+        if unknown:
+            self._reject(unknown[0])
+        given = vars(values)
+        return tuple(self._build(kind, given) for kind in self.dataclass_types)
+
+    @staticmethod
+    def _build(kind: type, given: dict[str, Any]) -> Any:
+        names = kind.__dataclass_fields__  # type: ignore[attr-defined]
+        try:
+            return kind(**{name: given[name] for name in names if name in given})
+        except UserError:
+            raise
+        except (ValueError, TypeError, ImportError, OSError) as error:  # the libraries' own checks of their flags
+            raise UserError(" ".join(str(error).split())) from error
+
+    def _reject(self, argument: str) -> NoReturn:
+        name = argument.split("=")[0]
+        if not name.startswith("--"):
+            raise UserError(f"unexpected argument {argument!r}: values belong behind a --flag")
+        raise UserError(f"unknown flag {name}: {self._advice(name)}")
+
+    def _advice(self, name: str) -> str:
+        bare = name.lstrip("-").replace("-", "_")
+        if bare in _ELSEWHERE:
+            return f"it belongs to python -m {_ELSEWHERE[bare]}"
+        known = [option for option in self._option_string_actions if "-" not in option[2:]]
+        close = difflib.get_close_matches(f"--{bare}", known, n=1)
+        return f"did you mean {close[0]}?" if close else f"python -m {self.prog} --help lists all flags"
+
+    def _with_config(self, arguments: list[str]) -> list[str]:
+        """Put the flags of a configuration file before those of the command line, which then win."""
+        path = None
+        if len(arguments) == 1 and arguments[0].endswith(".json") and not arguments[0].startswith("-"):
+            path, arguments = arguments[0], []  # v1: a lone .json is the configuration
+        for index, argument in enumerate(arguments):
+            if argument == "--config" and index + 1 < len(arguments):
+                path = arguments[index + 1]
+            elif argument.startswith("--config="):
+                path = argument.removeprefix("--config=")
+        return arguments if path is None else [*self._config_flags(path), *arguments]
+
+    def _config_flags(self, path: str) -> list[str]:
+        flags: list[str] = []
+        for name, value in _read_config(path).items():
+            option = f"--{name}"
+            if option not in self._option_string_actions:
+                raise UserError(f"{path}: unknown key {name!r}: {self._advice(option)}")
+            if isinstance(value, list):
+                flags += [option, *map(str, value)]
+            elif value is not None:
+                flags.append(f"{option}={json.dumps(value) if isinstance(value, dict) else value}")
+        return flags
+
+
+def parse_arguments(
+    prog: str, description: str, dataclass_types: Sequence[type], arguments: Sequence[str] | None = None
+) -> tuple[Any, ...]:
+    """Parse a command line into dataclass instances.
+
+    Args:
+        prog: module name shown to the user, ``fastdense.train``.
+        description: one line for ``--help``.
+        dataclass_types: dataclasses whose fields are the flags; ``_argument_group_name`` groups them in ``--help``.
+        arguments: the words behind the command; ``sys.argv[1:]`` when None.
+
+    Raises:
+        UserError: unknown flag (with the nearest name), bad value, bad configuration file, or a check of a dataclass.
+    """
+    parser = Parser(dataclass_types, prog=prog, description=description)
+    return parser.parse(sys.argv[1:] if arguments is None else arguments)
+
+
+def _read_config(path: str) -> dict[str, Any]:
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is no UTF-8 text"
+        raise UserError(f"--config {path} cannot be read: {reason}") from error
+    try:
+        content = json.loads(text) if path.endswith(".json") else yaml.safe_load(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}, line {error.lineno}: this is no JSON: {error.msg}") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise UserError(f"{path}{line}: this is no YAML: {getattr(error, 'problem', error)}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must hold names and values of flags, not a {type(content).__name__}")
+    return content
