@@ -1,0 +1,1 @@
+"""Encoders: a backbone, pooling, a projection and normalization; how they are loaded and saved."""
