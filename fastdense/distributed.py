@@ -33,9 +33,7 @@ class PassageExchange:
         self, query_rows: int, passage_rows: int, device: torch.device, group: dist.ProcessGroup | None = None
     ) -> None:
         if not (dist.is_available() and dist.is_initialized()):
-            raise RuntimeError(
-                "passages are shared between ranks, but no process group is initialized: start with torchrun"
-            )
+            raise RuntimeError("sharing passages between ranks needs a process group: start with torchrun")
         self._group = group
         self._rank = dist.get_rank(group)
         world = dist.get_world_size(group)
@@ -43,9 +41,7 @@ class PassageExchange:
         counts = _all_gather(own, world, group).tolist()
         for rank, (queries, passages) in enumerate(counts):
             if queries < 1 or passages < 1:
-                raise ValueError(
-                    f"rank {rank} has {queries} queries and {passages} passages: each rank needs at least one"
-                )
+                raise ValueError(f"every rank needs queries and passages, rank {rank} has {queries} and {passages}")
         self.passage_rows = tuple(passages for _, passages in counts)
         self.offset = sum(self.passage_rows[: self._rank])
         self.loss_weight = query_rows * world / sum(queries for queries, _ in counts)
@@ -60,9 +56,8 @@ class PassageExchange:
         gathered = _all_gather(padded, len(self.passage_rows), self._group)
         if min(self.passage_rows) == longest:
             return gathered
-        return torch.cat(
-            [chunk[:count] for chunk, count in zip(gathered.split(longest), self.passage_rows, strict=True)]
-        )
+        chunks = zip(gathered.split(longest), self.passage_rows, strict=True)
+        return torch.cat([chunk[:count] for chunk, count in chunks])
 
     def return_gradients(self, gradients: Tensor) -> Tensor:
         """Sum over ranks of the gradients of this rank's passages, [M_r, D], from everyone's gradients of all, [M, D].

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 
 def attach_gradients(loss: Tensor, tensors: Sequence[Tensor], gradients: Sequence[Tensor]) -> Tensor:
@@ -14,7 +14,7 @@ def attach_gradients(loss: Tensor, tensors: Sequence[Tensor], gradients: Sequenc
     Args:
         loss: scalar; its value is kept, its own graph (if any) is not used.
         tensors: what the gradients belong to: representations with a graph, those of a
-            :class:`~fastdense.grad_cache.CachedForward`, a learnable scale. Entries that need no gradient are passed over.
+            :class:`~fastdense.grad_cache.CachedForward`, a learnable scale. One that needs no gradient is passed over.
         gradients: d loss / d tensor, one for each entry of ``tensors``, of the same shape; any floating dtype.
 
     Returns:
@@ -27,10 +27,9 @@ def attach_gradients(loss: Tensor, tensors: Sequence[Tensor], gradients: Sequenc
     if loss.dim() != 0:
         raise ValueError(f"loss must be a scalar, not of shape {tuple(loss.shape)}")
     shapes = [tuple(tensor.shape) for tensor in tensors]
-    if shapes != [tuple(gradient.shape) for gradient in gradients]:
-        raise ValueError(
-            f"gradients must have the shapes of tensors, {shapes}, not {[tuple(gradient.shape) for gradient in gradients]}"
-        )
+    gradient_shapes = [tuple(gradient.shape) for gradient in gradients]
+    if gradient_shapes != shapes:
+        raise ValueError(f"gradients must have the shapes of tensors, {shapes}, not {gradient_shapes}")
     detached = [gradient.detach() for gradient in gradients]
     return _AttachGradients.apply(loss.detach(), detached, *tensors)
 
@@ -44,7 +43,7 @@ class _AttachGradients(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx | Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         scaled = [
             (gradient * grad_output).to(dtype) if wanted else None
             for gradient, dtype, wanted in zip(ctx.saved_tensors, ctx.dtypes, ctx.needs_input_grad[2:], strict=True)

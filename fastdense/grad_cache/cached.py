@@ -153,13 +153,12 @@ class _Calls:
         call.random_state.restore()
         outputs = self._call(call)
         wanted = ((query_grad, call.query_rows), (passage_grad, call.passage_rows))
-        roots = [
-            (output, grad.index_select(0, rows.to(grad.device)))
-            for output, (grad, rows) in zip(outputs, wanted, strict=True)
-            if output is not None and rows is not None and output.requires_grad
-        ]
-        if roots:
-            torch.autograd.backward(*zip(*roots, strict=True))
+        roots, gradients = [], []
+        for output, (grad, rows) in zip(outputs, wanted, strict=True):
+            if output is not None and rows is not None and output.requires_grad:  # not so for a frozen encoder
+                roots.append(output)
+                gradients.append(grad.index_select(0, rows.to(grad.device, non_blocking=True)))
+        torch.autograd.backward(roots, gradients)
 
     def _no_reduction(self) -> contextlib.AbstractContextManager[None]:
         """DistributedDataParallel's no_sync(), for a model that has it."""
