@@ -1,0 +1,1 @@
+"""Rows, sampling, tokenization and batches for training."""

@@ -1,0 +1,74 @@
+"""Examples to the tensors of one batch."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from fastdense.data.tokenization import SpecialTokens
+from fastdense.data.training_set import Example
+
+
+class Collator:
+    """Adds special tokens, cuts to the maximum lengths and pads on the right to the longest of the batch.
+
+    A call with N examples of M passages in all returns
+
+    - ``query`` and ``passage``: ``input_ids`` and ``attention_mask``, int64 [N, Lq] and [M, Lp]; passages in
+      the order of their queries, positive first
+    - ``target``: int64 [N], the row of each query's positive among the passages
+    - ``passage_id``: int64 [M], equal for equal passages
+
+    M is N times ``train_n_passages`` unless rows lack negatives. With ``pad_to_multiple_of`` lengths are rounded up to
+    a multiple of it.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        q_max_len: int,
+        p_max_len: int,
+        pad_to_multiple_of: int | None = None,
+    ) -> None:
+        self.special_tokens = SpecialTokens.of(tokenizer)
+        self.special_tokens.check_length(q_max_len, "q_max_len")
+        self.special_tokens.check_length(p_max_len, "p_max_len")
+        self.q_max_len = q_max_len
+        self.p_max_len = p_max_len
+        self.pad_id = pad_token_id(tokenizer)
+        self.pad_to_multiple_of = pad_to_multiple_of or 1
+
+    def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
+        counts = torch.tensor([len(example.passages) for example in examples])
+        return {
+            "query": self._pad([example.query for example in examples], self.q_max_len),
+            "passage": self._pad([ids for example in examples for ids in example.passages], self.p_max_len),
+            "target": counts.cumsum(0) - counts,
+            "passage_id": torch.tensor([number for example in examples for number in example.identities]),
+        }
+
+    def _pad(self, sequences: list[list[int]], max_length: int) -> dict[str, Tensor]:
+        framed = [self.special_tokens.frame(ids, max_length) for ids in sequences]
+        return pad(framed, self.pad_id, self.pad_to_multiple_of)
+
+
+def pad(sequences: Sequence[Sequence[int]], pad_id: int, multiple_of: int = 1) -> dict[str, Tensor]:
+    """``input_ids`` and ``attention_mask``, int64 [len(sequences), longest], padded on the right with ``pad_id``."""
+    longest = max(map(len, sequences))
+    width = -(-longest // multiple_of) * multiple_of
+    lengths = torch.tensor([len(ids) for ids in sequences])
+    input_ids = torch.tensor([[*ids, *[pad_id] * (width - len(ids))] for ids in sequences])
+    return {"input_ids": input_ids, "attention_mask": (torch.arange(width) < lengths[:, None]).long()}
+
+
+def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The tokenizer's padding id; many decoders have none, and get their end-of-text id or else 0.
+
+    Which id it is does not matter to the model: padding is masked.
+    """
+    if tokenizer.pad_token_id is not None:
+        return tokenizer.pad_token_id
+    return tokenizer.eos_token_id or 0

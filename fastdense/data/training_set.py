@@ -1,0 +1,104 @@
+"""What one row trains on in one epoch."""
+
+import logging
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import datasets
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from torch.utils.data import Dataset
+
+from fastdense.data.sampling import negative_indices, positive_index
+from fastdense.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Example:
+    """A query and its passages, positive first, as ids without special tokens."""
+
+    query: list[int]
+    passages: list[list[int]]
+    identities: list[int]
+    """A signed 64-bit number for each passage; equal passages have equal numbers."""
+
+
+class TrainingSet(Dataset[Example]):
+    """Tokenized rows as examples of one positive and ``n_passages - 1`` negatives, chosen anew in every epoch.
+
+    ``rows`` is what :func:`fastdense.data.training_rows.load_training_rows` returns. The choice is
+    :mod:`fastdense.data.sampling`'s, a function of (row, seed, epoch) alone.
+
+    ``missing_negatives`` says what a row without any negative does while ``n_passages`` is more than 1:
+
+    - ``"in_batch"`` (default): it brings its positive alone and learns from the other passages of the batch. Data
+      without negatives then trains as it is, and a few such rows among many do no harm. A warning counts them, so that
+      negatives lost to a misspelt field do not stay unnoticed.
+    - ``"error"``: :class:`UserError` naming the first such row and saying how to choose.
+    """
+
+    def __init__(
+        self,
+        rows: datasets.Dataset,
+        n_passages: int,
+        seed: int,
+        *,
+        positive_no_shuffle: bool = False,
+        negative_no_shuffle: bool = False,
+        missing_negatives: Literal["in_batch", "error"] = "in_batch",
+    ) -> None:
+        if n_passages < 1:
+            raise UserError(f"--train_n_passages is {n_passages}, at least 1 (the positive) is expected")
+        self._rows = rows.with_format("arrow")
+        self._n_negatives = n_passages - 1
+        self._seed = seed
+        self._shuffle_positives = not positive_no_shuffle
+        self._shuffle_negatives = not negative_no_shuffle
+        # In shared memory, so that worker processes of a data loader, persistent ones too, see every new epoch.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        if self._n_negatives:
+            self._check_negatives(missing_negatives)
+
+    def _check_negatives(self, missing_negatives: str) -> None:
+        column = self._rows.select_columns(["negatives"])[:]["negatives"]
+        without = pc.indices_nonzero(pc.equal(pc.list_value_length(column), 0))
+        if not len(without):
+            return
+        if missing_negatives == "error":
+            origin = self._rows[without[0].as_py()]["origin"][0].as_py()
+            raise UserError(
+                f"{origin}: the row has no negative passage, but --train_n_passages is {self._n_negatives + 1}; give "
+                "it one, set --train_n_passages 1, or --missing_negatives in_batch to use the batch's other passages"
+            )
+        logger.warning(
+            "%d of %d rows have no negative passages; they train against the other passages of their batch alone",
+            len(without),
+            len(column),
+        )
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the passages of ``epoch`` (from 0) from now on, in worker processes as well."""
+        self._epoch.fill_(epoch)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Example:
+        row = self._rows[index]
+        choice: dict[str, Any] = {"row": index, "seed": self._seed, "epoch": int(self._epoch)}
+        positives, negatives = row["positives"][0].values, row["negatives"][0].values
+        positive = positive_index(len(positives), shuffle=self._shuffle_positives, **choice)
+        chosen = negative_indices(len(negatives), self._n_negatives, shuffle=self._shuffle_negatives, **choice)
+        return Example(
+            query=row["query"][0].as_py(),
+            passages=_pick(positives, [positive]) + _pick(negatives, chosen),
+            identities=_pick(row["positive_ids"][0].values, [positive]) + _pick(row["negative_ids"][0].values, chosen),
+        )
+
+
+def _pick(values: pa.Array, indices: list[int]) -> list[Any]:
+    """The chosen items as Python values; the others stay undecoded."""
+    return [values[index].as_py() for index in indices]
