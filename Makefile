@@ -1,0 +1,76 @@
+# `make demo` and `make test` set up everything they need in .venv, once.
+#
+#   PYTHON=python3.12      the interpreter that makes .venv
+#   TORCH='torch==2.13.0'  what pip installs as torch (a wheel's path or URL works too)
+#   DEMO_ARGS, TEST_ARGS, BENCH_ARGS   passed on
+#
+# The same targets with `-here` appended (`make test-here`) use $(PYTHON) and the torch in it, without a network.
+PYTHON ?= python3
+VENV   ?= .venv
+TORCH  ?= torch==2.13.0
+
+ifdef HERE
+PY           := $(PYTHON)
+CLANG_FORMAT := clang-format
+PARALLEL     := $(shell $(PYTHON) -c 'import xdist' 2>/dev/null && echo -n auto)
+DEMO         := here
+DEV          := here
+else
+PY           := $(VENV)/bin/python
+CLANG_FORMAT := $(VENV)/bin/clang-format
+PARALLEL     := -n auto
+DEMO         := $(VENV)/.demo
+DEV          := $(VENV)/.dev
+endif
+
+BUILD_FILES  := pyproject.toml CMakeLists.txt $(shell find cmake csrc -type f)
+NATIVE_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+
+.PHONY: help demo demo-short test lint lint-python lint-types lint-native bench here clean
+help:
+	@echo "make demo        train a small retriever on Python's own documentation and ask it questions (5 minutes)"
+	@echo "make demo-short  the same in about a minute, for CI"
+	@echo "make test        every test this machine can run"
+	@echo "make lint        style, import direction, types, C++ format"
+	@echo "make bench       microbenchmarks of the loss and the training step"
+	@echo "make here        install into the interpreter at hand without a network; then also make test-here, ..."
+	@echo "make clean       remove .venv, build and caches"
+
+demo: $(DEMO)
+	$(PY) -m fastdense.demo $(DEMO_ARGS)
+demo-short: $(DEMO)
+	$(PY) -m fastdense.demo --short $(DEMO_ARGS)
+test: $(DEV)
+	$(PY) -m pytest -q $(PARALLEL) $(TEST_ARGS)
+bench: $(DEV)
+	$(PY) -m benches $(BENCH_ARGS)
+
+lint: lint-python lint-types lint-native
+lint-python: $(DEV)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+lint-types: $(DEV)
+	$(PY) -m mypy
+lint-native: $(DEV)
+	$(CLANG_FORMAT) --dry-run -Werror $(NATIVE_FILES)
+
+$(VENV)/.torch:
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=...") if sys.version_info < (3, 11) else 0'
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install -q "$(TORCH)"
+	@touch $@
+$(VENV)/.demo: $(VENV)/.torch $(BUILD_FILES)
+	$(PY) -m pip install -q -e ".[train,retrieval,demo]"
+	@touch $@
+$(VENV)/.dev: $(VENV)/.torch $(BUILD_FILES)
+	$(PY) -m pip install -q -e ".[test,lint]"
+	@touch $@ $(VENV)/.demo
+
+# The interpreter must already hold torch, scikit-build-core, pybind11, cmake and ninja.
+here:
+	$(PYTHON) -m pip install -q --no-index --no-deps --no-build-isolation -e .
+%-here:
+	$(MAKE) $* HERE=1
+
+clean:
+	rm -rf $(VENV) build .hypothesis .mypy_cache .pytest_cache .ruff_cache
