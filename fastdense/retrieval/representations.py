@@ -1,0 +1,162 @@
+"""Files of representations: vectors with the id of each.
+
+The ending decides the format: ``.npy`` (ids in a sibling ``.ids.txt``, one a line), ``.safetensors`` (ids inside), and
+for anything else Tevatron's pickle ``(float32 array [N, d], list of N ids)``.
+"""
+
+import glob
+import json
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastdense.errors import UserError
+from fastdense.files import atomic_file
+from fastdense.retrieval.pickles import read_array_pickle
+
+IDS_ENDING = ".ids.txt"
+
+
+@dataclass(frozen=True)
+class Representations:
+    """``vectors`` float32 [N, D] and the ``ids`` of their N texts; ``source`` says in messages where they are from."""
+
+    ids: list[str]
+    vectors: NDArray[np.float32]
+    source: str = "the representations"
+
+
+def representation_files(pattern: str) -> list[Path]:
+    """The files that the glob ``pattern`` names, sorted by name."""
+    paths = sorted(Path(name) for name in glob.glob(pattern) if not name.endswith(IDS_ENDING))
+    files = [path for path in paths if path.is_file()]
+    if not files:
+        raise UserError(f"no file of representations matches {pattern!r}; give a path or a quoted glob such as 'emb/*'")
+    return files
+
+
+def write_representations(path: str | Path, representations: Representations) -> None:
+    """Write ``path`` whole or not at all, in the format of its ending."""
+    path = Path(path)
+    check_ids(representations.ids, str(path))
+    match path.suffix:
+        case ".npy":
+            _write_npy(path, representations)
+        case ".safetensors":
+            _write_safetensors(path, representations)
+        case _:
+            with atomic_file(path) as temporary, temporary.open("wb") as file:
+                pickle.dump((representations.vectors, representations.ids), file, protocol=4)
+
+
+def read_representations(path: str | Path) -> Representations:
+    """Read ``path`` and check it: ids without duplicates, one finite vector each.
+
+    Raises:
+        UserError: the file is missing, damaged, or not of the format of its ending.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"there is no file of representations at {path}")
+    match path.suffix:
+        case ".npy":
+            vectors, ids = _read_npy(path)
+        case ".safetensors":
+            vectors, ids = _read_safetensors(path)
+        case _:
+            vectors, ids = _read_pickle(path)
+    check_ids(ids, str(path))
+    return Representations(ids, _checked_vectors(path, vectors, ids), str(path))
+
+
+def check_ids(ids: list[str], source: str) -> None:
+    """Refuse an id that occurs twice, is empty, or cannot stand in a line of a ranking."""
+    if len(set(ids)) != len(ids):
+        seen: set[str] = set()
+        duplicate = next(i for i in ids if i in seen or seen.add(i))  # type: ignore[func-returns-value]
+        raise UserError(f"{source}: the id {duplicate!r} occurs more than once, and every text needs its own")
+    for text_id in ids:
+        if "\t" in text_id or text_id.splitlines() != [text_id]:
+            raise UserError(f"{source}: the id {text_id!r} is empty or holds a tab or a line break, which no ranking can")
+
+
+def _checked_vectors(path: Path, vectors: np.ndarray, ids: list[str]) -> NDArray[np.float32]:
+    if vectors.ndim != 2 or vectors.dtype.kind != "f":
+        raise UserError(
+            f"{path}: an array of floats [texts, dimension] was expected, not {vectors.dtype} {list(vectors.shape)}"
+        )
+    if len(vectors) != len(ids):
+        raise UserError(f"{path}: {len(vectors)} vectors but {len(ids)} ids; encode the texts again")
+    vectors = np.ascontiguousarray(vectors, dtype=np.float32)
+    # A sum is finite only where every number is, and needs no second array of the same size.
+    with np.errstate(over="ignore", invalid="ignore"):
+        broken = np.flatnonzero(~np.isfinite(vectors.sum(axis=1, dtype=np.float64)))
+    if len(broken):
+        raise UserError(f"{path}: the vector of {ids[broken[0]]!r} holds NaN or infinity ({len(broken)} vectors do)")
+    return vectors
+
+
+def _ids_path(path: Path) -> Path:
+    return path.with_name(path.name.removesuffix(".npy") + IDS_ENDING)
+
+
+def _write_npy(path: Path, representations: Representations) -> None:
+    # The ids first: vectors without ids could not be told from a finished file.
+    with atomic_file(_ids_path(path)) as temporary:
+        temporary.write_text("".join(f"{i}\n" for i in representations.ids), encoding="utf-8")
+    with atomic_file(path) as temporary:
+        np.save(temporary, representations.vectors)
+
+
+def _read_npy(path: Path) -> tuple[np.ndarray, list[str]]:
+    ids_path = _ids_path(path)
+    if not ids_path.is_file():
+        raise UserError(f"{path} needs its ids, one a line, in {ids_path}, which does not exist")
+    try:
+        vectors = np.load(path, mmap_mode="r", allow_pickle=False)
+        return vectors, ids_path.read_text(encoding="utf-8").splitlines()
+    except (ValueError, EOFError, OSError) as error:
+        raise UserError(f"{path} is no readable .npy file with ids in {ids_path.name} ({error})") from None
+
+
+def _write_safetensors(path: Path, representations: Representations) -> None:
+    from safetensors.numpy import save_file
+
+    ids = np.frombuffer(json.dumps(representations.ids, ensure_ascii=False).encode(), dtype=np.uint8)
+    vectors = np.ascontiguousarray(representations.vectors)
+    # The ids are a tensor of UTF-8 bytes (a JSON list): the file's metadata could not hold those of a large corpus.
+    with atomic_file(path) as temporary:
+        save_file({"representations": vectors, "ids": ids}, temporary)
+
+
+def _read_safetensors(path: Path) -> tuple[np.ndarray, list[str]]:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        tensors = load_file(path)
+        ids = json.loads(tensors["ids"].tobytes())
+        return tensors["representations"], _as_ids(path, ids)
+    except KeyError as error:
+        raise UserError(f"{path} has no tensor {error}; 'representations' and 'ids' were expected") from None
+    except (SafetensorError, ValueError) as error:
+        raise UserError(f"{path} is no readable .safetensors file of representations ({error})") from None
+
+
+def _read_pickle(path: Path) -> tuple[np.ndarray, list[str]]:
+    match read_array_pickle(path):
+        case [np.ndarray() as vectors, (list() | tuple() | np.ndarray()) as ids]:
+            return vectors, _as_ids(path, ids)
+        case _:
+            raise UserError(f"{path}: a pickle of (float array [N, d], list of N ids) was expected")
+
+
+def _as_ids(path: Path, ids: object) -> list[str]:
+    if isinstance(ids, np.ndarray):
+        ids = ids.tolist()
+    if not isinstance(ids, list | tuple) or not all(isinstance(i, str | int) for i in ids):
+        raise UserError(f"{path}: the ids were expected to be a list of strings")
+    return [str(i) for i in ids]
