@@ -16,8 +16,7 @@ class PassageExchange:
     Args:
         query_rows: queries of this rank, N_r. Ranks may differ.
         passage_rows: passages of this rank, M_r. Ranks may differ.
-        device: where the tensors of the exchange live; the group's backend must serve it.
-        group: the process group; None for the default one.
+        device: where the tensors of the exchange live; the default process group's backend must serve it.
 
     Attributes:
         passage_rows: M_r of every rank, in rank order.
@@ -29,16 +28,12 @@ class PassageExchange:
         ValueError: some rank has no queries or no passages (on all ranks alike: none is left waiting).
     """
 
-    def __init__(
-        self, query_rows: int, passage_rows: int, device: torch.device, group: dist.ProcessGroup | None = None
-    ) -> None:
+    def __init__(self, query_rows: int, passage_rows: int, device: torch.device) -> None:
         if not (dist.is_available() and dist.is_initialized()):
             raise RuntimeError("sharing passages between ranks needs a process group: start with torchrun")
-        self._group = group
-        self._rank = dist.get_rank(group)
-        world = dist.get_world_size(group)
+        self._rank, world = dist.get_rank(), dist.get_world_size()
         own = torch.tensor([[query_rows, passage_rows]], device=device)
-        counts = _all_gather(own, world, group).tolist()
+        counts = _all_gather(own, world).tolist()
         for rank, (queries, passages) in enumerate(counts):
             if queries < 1 or passages < 1:
                 raise ValueError(f"every rank needs queries and passages, rank {rank} has {queries} and {passages}")
@@ -53,7 +48,7 @@ class PassageExchange:
         padded = rows.detach().contiguous()
         if len(rows) < longest:
             padded = torch.cat([padded, padded.new_zeros(longest - len(rows), *rows.shape[1:])])
-        gathered = _all_gather(padded, len(self.passage_rows), self._group)
+        gathered = _all_gather(padded, len(self.passage_rows))
         if min(self.passage_rows) == longest:
             return gathered
         chunks = zip(gathered.split(longest), self.passage_rows, strict=True)
@@ -68,9 +63,7 @@ class PassageExchange:
         self._check_rows(gradients, sum(self.passage_rows), "M")
         own, world = self.passage_rows[self._rank], len(self.passage_rows)
         received = gradients.new_empty(world * own, *gradients.shape[1:])
-        dist.all_to_all_single(
-            received, gradients.detach().contiguous(), [own] * world, list(self.passage_rows), group=self._group
-        )
+        dist.all_to_all_single(received, gradients.detach().contiguous(), [own] * world, list(self.passage_rows))
         return received.unflatten(0, (world, own)).sum(dim=0)
 
     def _check_rows(self, tensor: Tensor, expected: int, name: str) -> None:
@@ -78,10 +71,10 @@ class PassageExchange:
             raise ValueError(f"expected {name} = {expected} rows, got {len(tensor)}")
 
 
-def _all_gather(tensor: Tensor, world: int, group: dist.ProcessGroup | None) -> Tensor:
+def _all_gather(tensor: Tensor, world: int) -> Tensor:
     """[world * n, ...] from every rank's [n, ...]."""
     gathered = tensor.new_empty(world * len(tensor), *tensor.shape[1:])
     # torch 2.13 deprecates the older name.
     all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-    all_gather(gathered, tensor, group=group)
+    all_gather(gathered, tensor)
     return gathered
