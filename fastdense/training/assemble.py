@@ -1,0 +1,139 @@
+"""From arguments to the parts of a run: model, rows and step."""
+
+from typing import Any
+
+from torch.utils.data import Dataset
+
+from fastdense.data.collation import Collator
+from fastdense.data.training_rows import load_training_rows
+from fastdense.data.training_set import TrainingSet
+from fastdense.errors import UserError
+from fastdense.modeling.encoder import Retriever
+from fastdense.modeling.load import load_retriever
+from fastdense.modeling.settings import RetrieverSettings, read_settings
+from fastdense.modeling.tokenizer import load_tokenizer
+from fastdense.training.arguments import (
+    ContrastiveArguments,
+    DataArguments,
+    ModelArguments,
+    RetrieverTrainingArguments,
+)
+from fastdense.training.step import ContrastiveStep
+
+
+def load_model(model: ModelArguments, data: DataArguments) -> tuple[Retriever, Any, RetrieverSettings]:
+    """The retriever, its tokenizer, and the settings that are saved with it."""
+    name, source = model.model_name_or_path, {"cache_dir": model.cache_dir, "revision": model.model_revision}
+    retriever = load_retriever(
+        name,
+        untie_encoder=model.untie_encoder,
+        add_pooler=model.add_pooler,
+        projection_in_dim=model.projection_in_dim,
+        projection_out_dim=model.projection_out_dim,
+        normalize=model.normalize,
+        pooling=model.pooling,
+        config_name=model.config_name,
+        trust_remote_code=model.trust_remote_code,
+        attn_implementation=model.attn_implementation,
+        **source,
+    )
+    own_tokenizer = {"revision": model.model_revision} if model.tokenizer_name is None else {}
+    tokenizer = load_tokenizer(
+        model.tokenizer_name or name,
+        cache_dir=model.cache_dir,
+        trust_remote_code=model.trust_remote_code,
+        **own_tokenizer,
+    )
+    _check_vocabulary(retriever, tokenizer, model)
+    found = read_settings(name, **source) or RetrieverSettings(base_model=name)
+    prompts = (found.query_prefix, found.passage_prefix)
+    settings = RetrieverSettings(
+        query_prefix=prompts[0] if data.query_prefix is None else data.query_prefix,
+        passage_prefix=prompts[1] if data.passage_prefix is None else data.passage_prefix,
+        q_max_len=data.q_max_len,
+        p_max_len=data.p_max_len,
+        passage_field_separator=data.passage_field_separator,
+        base_model=found.base_model or name,
+    )
+    _check_positions(retriever, settings)
+    return retriever, tokenizer, settings.describing(retriever)
+
+
+def _check_vocabulary(retriever: Retriever, tokenizer: Any, model: ModelArguments) -> None:
+    embeddings = min(len(encoder.backbone.get_input_embeddings().weight) for encoder in retriever.encoders)
+    if len(tokenizer) > embeddings:
+        raise UserError(
+            f"the tokenizer {model.tokenizer_name or model.model_name_or_path} has {len(tokenizer)} tokens but the "
+            f"model only {embeddings} embeddings; pass the --tokenizer_name that belongs to the model"
+        )
+
+
+def _check_positions(retriever: Retriever, settings: RetrieverSettings) -> None:
+    positions = getattr(retriever.config, "max_position_embeddings", None)
+    if positions is None or positions <= 0:
+        return
+    for flag, length in (("q_max_len", settings.q_max_len), ("p_max_len", settings.p_max_len)):
+        if length is not None and length > positions:
+            raise UserError(f"--{flag} is {length}, but the model has only {positions} positions")
+
+
+def load_training_set(
+    data: DataArguments,
+    model: ModelArguments,
+    args: RetrieverTrainingArguments,
+    tokenizer: Any,
+    settings: RetrieverSettings,
+) -> tuple[Dataset, Collator]:
+    """The rows as examples, and the collator that makes batches of them. One process tokenizes, the others wait."""
+    # The collator checks the lengths against the tokenizer: before hours of tokenization, not after.
+    collator = Collator(tokenizer, q_max_len=data.q_max_len, p_max_len=data.p_max_len)
+    with args.main_process_first(desc="tokenizing the training rows"):
+        rows = load_training_rows(
+            tokenizer,
+            train_dir=data.train_dir,
+            dataset_name=data.dataset_name,
+            q_max_len=data.q_max_len,
+            p_max_len=data.p_max_len,
+            passage_field_separator=data.passage_field_separator,
+            query_prefix=settings.query_prefix,
+            passage_prefix=settings.passage_prefix,
+            num_proc=data.dataset_proc_num,
+            cache_dir=data.data_cache_dir or model.cache_dir,
+        )
+    _check_rows(len(rows), data, args)
+    examples = TrainingSet(
+        rows,
+        data.train_n_passages,
+        args.seed,
+        positive_no_shuffle=data.positive_passage_no_shuffle,
+        negative_no_shuffle=data.negative_passage_no_shuffle,
+        missing_negatives=data.missing_negatives,
+    )
+    return examples, collator
+
+
+def _check_rows(rows: int, data: DataArguments, args: RetrieverTrainingArguments) -> None:
+    batch = args.per_device_train_batch_size * args.world_size
+    if args.dataloader_drop_last and rows < batch:
+        raise UserError(
+            f"{data.train_dir or data.dataset_name} has {rows} rows, fewer than one batch of {batch} "
+            f"(--per_device_train_batch_size {args.per_device_train_batch_size} on {args.world_size} processes); "
+            "lower it, or pass --dataloader_drop_last false"
+        )
+
+
+def make_step(contrastive: ContrastiveArguments, args: RetrieverTrainingArguments) -> ContrastiveStep:
+    """The step that ``--temperature``, ``--grad_cache`` and ``--negatives_x_device`` ask for."""
+    if contrastive.negatives_x_device and args.parallel_mode.value != "distributed":
+        raise UserError(
+            "--negatives_x_device shares passages between processes, and there is one: start with "
+            "torchrun --nproc_per_node N -m fastdense.train, or leave it out"
+        )
+    chunk_rows = (contrastive.gc_q_chunk_size, contrastive.gc_p_chunk_size) if contrastive.grad_cache else None
+    return ContrastiveStep(
+        scale=1 / contrastive.temperature,
+        label_smoothing=args.label_smoothing_factor,
+        mask_duplicates=contrastive.mask_duplicates,
+        chunk_rows=chunk_rows,
+        negatives_x_device=contrastive.negatives_x_device,
+    )

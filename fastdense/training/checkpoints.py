@@ -1,0 +1,170 @@
+"""Checkpoints that are whole or absent, and load wherever the finished model loads."""
+
+import contextlib
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from transformers import Trainer
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from fastdense.errors import UserError
+from fastdense.files import publish_directory, publish_files
+from fastdense.modeling.load import load_weights
+from fastdense.modeling.save import save_retriever
+from fastdense.modeling.settings import RetrieverSettings
+from fastdense.training.arguments import RetrieverTrainingArguments
+
+_STATE = "trainer_state.json"
+_STAGING = ".saving"  # inside output_dir; the same name on all ranks
+
+
+def whole_checkpoints(output_dir: str | Path) -> list[Path]:
+    """The checkpoints in ``output_dir``, oldest first. A directory by that name is whole: it came by one rename."""
+    found = [
+        (int(match[1]), path)
+        for path in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*")
+        if (match := re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", path.name)) and path.is_dir()
+    ]
+    return [path for _, path in sorted(found)]
+
+
+def find_checkpoint(request: str | None, output_dir: str) -> str | None:
+    """The checkpoint that ``--resume_from_checkpoint`` names, checked; None to start from the beginning.
+
+    ``true`` is the last one of ``output_dir``, ``auto`` the last one if there is any, anything else a directory.
+    """
+    if request is None or request.lower() in ("false", "no"):
+        return None
+    if request.lower() in ("true", "auto"):
+        checkpoints = whole_checkpoints(output_dir)
+        if not checkpoints and request.lower() == "auto":
+            return None
+        if not checkpoints:
+            raise UserError(
+                f"--resume_from_checkpoint true: there is no checkpoint-* in {output_dir}; "
+                "use auto to start from the beginning where there is none"
+            )
+        request = str(checkpoints[-1])
+    _check(Path(request))
+    return request
+
+
+def _check(checkpoint: Path) -> None:
+    advice = "resume from another checkpoint"
+    if not checkpoint.is_dir():
+        raise UserError(f"--resume_from_checkpoint: {checkpoint} is no directory; name a checkpoint-*, true or auto")
+    for name in (_STATE, "optimizer.pt", "scheduler.pt"):
+        if not (checkpoint / name).is_file():
+            raise UserError(f"{checkpoint} is no whole checkpoint: {name} is missing; {advice}")
+    try:
+        state = json.loads((checkpoint / _STATE).read_text(encoding="utf-8"))
+        state["global_step"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{checkpoint / _STATE} is damaged; {advice}") from error
+    for name in ("optimizer.pt", "scheduler.pt"):
+        try:
+            torch.load(checkpoint / name, mmap=True, map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise UserError(f"{checkpoint / name} is damaged; {advice}") from error
+
+
+def prepare_output_dir(args: RetrieverTrainingArguments, *, resuming: bool) -> None:
+    """Refuse to mix two runs in one directory; with ``--overwrite_output_dir`` drop the old one's checkpoints."""
+    directory = Path(args.output_dir)
+    if directory.exists() and not directory.is_dir():
+        raise UserError(f"--output_dir {directory} is a file; name a directory")
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        raise UserError(f"--output_dir {directory} cannot be written: {error.strerror}") from error
+    for leftover in directory.glob(f"{_STAGING}*"):  # a killed run's unfinished save
+        shutil.rmtree(leftover)
+    if resuming:
+        return
+    if any(directory.iterdir()) and not args.overwrite_output_dir:
+        raise UserError(
+            f"--output_dir {directory} is not empty; pass --overwrite_output_dir to train into it anew, "
+            "or --resume_from_checkpoint true to go on"
+        )
+    for checkpoint in whole_checkpoints(directory):
+        shutil.rmtree(checkpoint)
+
+
+class CheckpointingTrainer(Trainer):
+    """How a run is saved and resumed: everything else is the stock trainer's.
+
+    A checkpoint is written into a hidden directory and renamed when all ranks have finished with it. Model, tokenizer
+    and settings are in it, so that every checkpoint is a retriever that loads like the finished one.
+    """
+
+    settings: RetrieverSettings
+    _staging: Path | None = None
+
+    def _get_output_dir(self, trial: object) -> str:
+        return self.args.output_dir if self._staging is None else str(self._staging)
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: object) -> None:
+        checkpoint = Path(self.args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+        with self._staged() as staging:
+            best = self.state.best_model_checkpoint
+            super()._save_checkpoint(model, trial)
+            is_best = self.state.best_global_step == self.state.global_step
+            self.state.best_model_checkpoint = str(checkpoint) if is_best else best
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                self.state.save_to_json(str(staging / checkpoint.name / _STATE))
+                publish_directory(staging / checkpoint.name, checkpoint)
+                self._remove_old_checkpoints()
+        self.accelerator.wait_for_everyone()
+
+    @contextlib.contextmanager
+    def _staged(self) -> Iterator[Path]:
+        staging = Path(self.args.output_dir, _STAGING)
+        if self.args.should_save:
+            shutil.rmtree(staging, ignore_errors=True)  # what a killed run left
+        self.accelerator.wait_for_everyone()
+        self._staging = staging
+        try:
+            yield staging
+        finally:
+            self._staging = None
+            if self.args.should_save:
+                shutil.rmtree(staging, ignore_errors=True)
+
+    def _remove_old_checkpoints(self) -> None:
+        if self.args.save_total_limit is None or self.args.save_total_limit <= 0:
+            return
+        spare = [
+            path
+            for path in whole_checkpoints(self.args.output_dir)
+            if str(path) != self.state.best_model_checkpoint and path.name != self._current_name()
+        ]
+        present = len(whole_checkpoints(self.args.output_dir))
+        for path in spare[: max(0, present - self.args.save_total_limit)]:
+            shutil.rmtree(path)
+
+    def _current_name(self) -> str:
+        return f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+
+    def _save(self, output_dir: str | None = None, state_dict: object = None) -> None:
+        directory = Path(output_dir or self.args.output_dir)
+        directory.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f"{_STAGING}-", dir=directory))
+        try:
+            save_retriever(self.model, self.processing_class, staging, self.settings)
+            publish_files(staging, directory)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
+        load_weights(self.model, resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        load_weights(self.model, self.state.best_model_checkpoint)

@@ -1,0 +1,134 @@
+"""The Hugging Face ``Trainer`` with a contrastive step, retrieval metrics and a log that says what matters."""
+
+import contextlib
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from fastdense.modeling.encoder import Retriever
+from fastdense.modeling.settings import RetrieverSettings
+from fastdense.training.arguments import RetrieverTrainingArguments
+from fastdense.training.checkpoints import CheckpointingTrainer
+from fastdense.training.evaluation import HeldOutSet
+from fastdense.training.progress import ProgressBar
+from fastdense.training.step import ContrastiveStep
+
+
+class RetrieverTrainer(CheckpointingTrainer):
+    """Trains a :class:`Retriever`.
+
+    Args:
+        retriever: the model; it is trained in place.
+        args: the training arguments.
+        step: turns the model and a batch of ``collator`` into loss and accuracy.
+        train_dataset: rows; its ``set_epoch`` chooses each epoch's positives and negatives.
+        collator: examples to the batch that ``step`` takes.
+        tokenizer: saved with the model.
+        settings: what a reader of the saved directory must know about pooling, prefixes and lengths.
+        held_out: measured by ``--eval_strategy``.
+    """
+
+    def __init__(
+        self,
+        retriever: Retriever,
+        args: RetrieverTrainingArguments,
+        step: ContrastiveStep,
+        *,
+        train_dataset: Dataset,
+        collator: Any,
+        tokenizer: PreTrainedTokenizerBase,
+        settings: RetrieverSettings,
+        held_out: HeldOutSet | None = None,
+    ) -> None:
+        super().__init__(
+            model=retriever,
+            args=args,
+            data_collator=collator,
+            train_dataset=train_dataset,
+            eval_dataset=held_out,
+            processing_class=tokenizer,
+            callbacks=[_EpochOfTheData(train_dataset)],
+        )
+        self.settings = settings
+        self.step = step
+        self.held_out = held_out
+        self.model_accepts_loss_kwargs = False  # ours is a mean over queries: accumulation divides it
+        self._accuracy_sum: Tensor | float = 0.0  # stays on the device between two logs
+        self._queries = 0
+        self._steps_since_log = 0
+        self._last_log = time.perf_counter()
+        if not args.disable_tqdm:
+            self.remove_callback(ProgressCallback)
+            self.add_callback(ProgressBar())
+            self.remove_callback(PrinterCallback)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
+        """The mean loss over this rank's queries; its backward gives this rank's share of every gradient."""
+        loss, accuracy = self.step(model, inputs)
+        self._accuracy_sum = self._accuracy_sum + accuracy
+        self._queries += len(inputs["target"])
+        self._steps_since_log += 1
+        return loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add in-batch accuracy and queries per second to every line that reports a loss."""
+        if "loss" in logs and self._steps_since_log:
+            mean = torch.as_tensor(self._accuracy_sum, device=self.args.device) / self._steps_since_log
+            logs["accuracy"] = self.accelerator.gather(mean.reshape(1)).mean().item()
+            elapsed = time.perf_counter() - self._last_log
+            logs["examples_per_second"] = round(self._queries * self.args.world_size / elapsed, 1)
+            self._accuracy_sum, self._queries, self._steps_since_log = 0.0, 0, 0
+            self._last_log = time.perf_counter()
+        super().log(logs, start_time)
+
+    def evaluate(
+        self, eval_dataset: object = None, ignore_keys: object = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Retrieval metrics on the held-out set, under ``eval_<metric>``; every rank encodes its share."""
+        with self._clock_stopped():
+            metrics = self._measure(metric_key_prefix)
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _measure(self, prefix: str) -> dict[str, float]:
+        assert self.held_out is not None
+        started = time.perf_counter()
+        measured = self.held_out.measure(self.model, self.accelerator, bf16=self.args.bf16)
+        metrics = {f"{prefix}_{name}": value for name, value in measured.items()}
+        return {**metrics, f"{prefix}_runtime": round(time.perf_counter() - started, 4)}
+
+    def _save_checkpoint(self, model: nn.Module, trial: object) -> None:
+        with self._clock_stopped():
+            super()._save_checkpoint(model, trial)
+
+    @contextlib.contextmanager
+    def _clock_stopped(self) -> Iterator[None]:
+        """``examples_per_second`` is about training, not about measuring and saving."""
+        started = time.perf_counter()
+        yield
+        self._last_log += time.perf_counter() - started
+
+
+class _EpochOfTheData(TrainerCallback):
+    """Tells the data set which epoch begins: v1 rotates positives and negatives by it."""
+
+    def __init__(self, dataset: Any) -> None:
+        self._dataset = dataset
+
+    def on_epoch_begin(
+        self, args: RetrieverTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._dataset.set_epoch(int(state.epoch or 0))
