@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -10,11 +10,16 @@ from torch import Tensor, nn
 from fastdense.errors import UserError
 from fastdense.modeling.pooling import POOLINGS, pool
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 
 class Encoder(nn.Module):
     """Backbone, pooling, projection (or None) and normalization (or not), in this order."""
 
-    def __init__(self, backbone: nn.Module, pooling: str, projection: nn.Linear | None = None, normalize: bool = False):
+    def __init__(
+        self, backbone: "PreTrainedModel", pooling: str, projection: nn.Linear | None = None, normalize: bool = False
+    ):
         super().__init__()
         if pooling not in POOLINGS:
             raise UserError(f"--pooling must be one of {', '.join(POOLINGS)}, not {pooling!r}")
@@ -40,7 +45,7 @@ class Encoder(nn.Module):
         Returns:
             Vectors [B, D] of the backbone's dtype (autocast's rules apply).
         """
-        arguments = {name: value for name, value in inputs.items() if name in self._accepted}
+        arguments: dict[str, Any] = {name: value for name, value in inputs.items() if name in self._accepted}
         if "use_cache" in self._accepted:
             arguments["use_cache"] = False  # decoders would keep keys and values that nobody reads
         hidden = getattr(self.backbone(**arguments), "last_hidden_state", None)
@@ -87,24 +92,33 @@ class Retriever(nn.Module):
         passage_vectors = None if passage is None else self.passage_encoder(passage)
         return query_vectors, passage_vectors
 
+    def activation_checkpointing_enable(
+        self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any
+    ) -> None:
+        """Recompute the backbones' activations in the backward pass instead of keeping them.
+
+        ``options`` are those of ``PreTrainedModel.activation_checkpointing_enable``. Raises UserError for a backbone
+        that cannot.
+        """
+        settings = activation_checkpointing_kwargs or {"use_reentrant": False}
+        for encoder in self.encoders:
+            if not encoder.backbone.supports_gradient_checkpointing:
+                raise UserError(f"--gradient_checkpointing: {type(encoder.backbone).__name__} does not support it")
+            if hasattr(encoder.backbone, "activation_checkpointing_enable"):
+                encoder.backbone.activation_checkpointing_enable(settings, **options)
+            else:  # transformers before the name changed
+                encoder.backbone.gradient_checkpointing_enable(settings, **options)
+
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
-        """Recompute the backbones' activations in the backward pass instead of keeping them."""
-        # The reentrant kind gives no gradients when no input wants one, as token ids never do.
-        settings = gradient_checkpointing_kwargs or {"use_reentrant": False}
-        for encoder in self.encoders:
-            encoder.backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs=settings)
-
-    def gradient_checkpointing_disable(self) -> None:
-        """Keep the backbones' activations again."""
-        for encoder in self.encoders:
-            encoder.backbone.gradient_checkpointing_disable()
+        """The older name of :meth:`activation_checkpointing_enable`."""
+        self.activation_checkpointing_enable(gradient_checkpointing_kwargs)
 
 
-def _accepted_arguments(backbone: nn.Module) -> frozenset[str]:
+def _accepted_arguments(backbone: "PreTrainedModel") -> frozenset[str]:
     return frozenset(inspect.signature(backbone.forward).parameters)
 
 
-def _freeze_unused_pooler(backbone: nn.Module) -> None:
+def _freeze_unused_pooler(backbone: "PreTrainedModel") -> None:
     """BERT and its relatives bring a pooler for next-sentence prediction, which nothing here reads.
 
     Its weights stay in the saved model, but DDP must not wait for gradients that never come.
