@@ -5,8 +5,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import nn
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
@@ -27,7 +26,7 @@ def load_backbone(
     config_name: str | None = None,
     trust_remote_code: bool = False,
     attn_implementation: str | None = None,
-) -> nn.Module:
+) -> PreTrainedModel:
     """Load the ``AutoModel`` in ``source``/``folder`` in float32, whatever precision its file has.
 
     Raises:
@@ -105,7 +104,7 @@ def _check_architecture(source: ModelSource, config: Any) -> None:
         raise UserError(f"{source} ({kind}) has no single hidden_size: use a text encoder")
 
 
-def _check_weights(source: ModelSource, folder: str, model: nn.Module, report: dict[str, Any]) -> None:
+def _check_weights(source: ModelSource, folder: str, model: PreTrainedModel, report: dict[str, Any]) -> None:
     missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
     if missing:
         raise UserError(

@@ -64,8 +64,8 @@ def read_layout(source: ModelSource) -> Layout:
 
 def _with_tevatron_pooler(source: ModelSource, query: Tower, passage: Tower, kind: str) -> Layout:
     if source.file("pooler.pt") is None:
-        known = {"pooling": "cls"} if kind == "tevatron" else {}
-        return Layout(replace(query, **known), replace(passage, **known), kind)
+        pooling = "cls" if kind == "tevatron" else None
+        return Layout(replace(query, pooling=pooling), replace(passage, pooling=pooling), kind)
     config = source.object("pooler_config.json") or {}
     normalize = bool(config.get("normalize", False))
     query = replace(query, pooling="cls", normalize=normalize, tevatron_linear="linear_q")

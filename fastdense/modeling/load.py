@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from fastdense.errors import UserError
 from fastdense.modeling.backbone import is_decoder, load_backbone
@@ -108,7 +109,7 @@ def _load_encoder(
     return Encoder(backbone, pooling, projection, bool(tower.normalize) if normalize is None else normalize)
 
 
-def _check_pooling(source: ModelSource, pooling: str, backbone: nn.Module) -> None:
+def _check_pooling(source: ModelSource, pooling: str, backbone: PreTrainedModel) -> None:
     if pooling == "cls" and is_decoder(backbone.config):
         raise UserError(
             f"{source} is a decoder ({backbone.config.model_type}): its first token sees none of the others, so "

@@ -8,6 +8,7 @@ from typing import Any
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from fastdense.modeling.encoder import Encoder, Retriever
 from fastdense.modeling.layout import TOWER_FOLDERS
@@ -41,8 +42,7 @@ def save_retriever(retriever: Retriever, tokenizer: Any, directory: str | Path, 
     _write_json(directory / "modules.json", modules)
     _write_json(directory / "config_sentence_transformers.json", _sentence_transformers_config(settings))
     _write_json(directory / OWN_FILE, own_facts(settings))
-    if retriever.query_encoder.projection is not None:
-        _write_tevatron_pooler(retriever, directory)
+    _write_tevatron_pooler(retriever, directory)
     (directory / "README.md").write_text(model_card(settings, retriever.query_encoder.dimension), encoding="utf-8")
 
 
@@ -97,7 +97,7 @@ def _write_tower(
     return parts
 
 
-def _write_backbone(backbone: nn.Module, tokenizer: Any, folder: Path, max_length: int | None) -> None:
+def _write_backbone(backbone: PreTrainedModel, tokenizer: Any, folder: Path, max_length: int | None) -> None:
     with quiet_transformers():
         backbone.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -131,6 +131,8 @@ def _write_dense(projection: nn.Linear, folder: Path) -> None:
 
 def _write_tevatron_pooler(retriever: Retriever, directory: Path) -> None:
     query, passage = retriever.query_encoder.projection, retriever.passage_encoder.projection
+    if query is None or passage is None:
+        return
     # Both names even when they are one: that is how Tevatron's shared module is stored.
     weights = {**_named_weights(query, "linear_q"), **_named_weights(passage, "linear_p")}
     torch.save(weights, directory / "pooler.pt")
