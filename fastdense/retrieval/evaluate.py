@@ -48,7 +48,7 @@ def parse_measure(name: str) -> Any:
         pass
     known = [*DEFAULT_MEASURES, "mrr@10", "ndcg@10", "recall@10", "recall@100", "AP", "P@10"]
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    raise UserError(f"unknown measure {name!r}: {f'did you mean {close[0]}?' if close else 'RR@10 is one, for example'}")
+    raise UserError(f"unknown measure {name!r}: {f'did you mean {close[0]}?' if close else 'RR@10 is one'}")
 
 
 def _by_rank(qrels: Mapping[str, object], run: Run) -> dict[str, dict[str, float]]:

@@ -29,6 +29,11 @@ class Ranked(NamedTuple):
 Run = dict[str, Ranked]  # by query id
 
 
+def is_rankable(text_id: str) -> bool:
+    """Whether an id can stand in a line of a ranking: not empty, without tabs and line breaks."""
+    return "\t" not in text_id and text_id.splitlines() == [text_id]
+
+
 def ranked(passage_ids: Sequence[str], scores: NDArray[np.floating]) -> Ranked:
     """Bring one query's passages into order."""
     by_id = sorted(range(len(passage_ids)), key=lambda i: passage_ids[i], reverse=True)

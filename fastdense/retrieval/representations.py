@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from fastdense.errors import UserError
 from fastdense.files import atomic_file
 from fastdense.retrieval.pickles import read_array_pickle
+from fastdense.retrieval.rankings import is_rankable
 
 IDS_ENDING = ".ids.txt"
 
@@ -79,8 +80,8 @@ def check_ids(ids: list[str], source: str) -> None:
         duplicate = next(i for i in ids if i in seen or seen.add(i))  # type: ignore[func-returns-value]
         raise UserError(f"{source}: the id {duplicate!r} occurs more than once, and every text needs its own")
     for text_id in ids:
-        if "\t" in text_id or text_id.splitlines() != [text_id]:
-            raise UserError(f"{source}: the id {text_id!r} is empty or holds a tab or a line break, which no ranking can")
+        if not is_rankable(text_id):
+            raise UserError(f"{source}: the id {text_id!r} is empty or holds a tab or a line break")
 
 
 def _checked_vectors(path: Path, vectors: np.ndarray, ids: list[str]) -> NDArray[np.float32]:

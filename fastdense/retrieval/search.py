@@ -160,7 +160,7 @@ def _best(scores: Floats, indices: Indices, depth: int, ids: Sequence[str] | Non
     if ids is not None:
         for row in np.flatnonzero((scores[:, 1:] == scores[:, :-1]).any(axis=1)):
             # Within equal scores only: the first sort key is the score again.
-            by_id = sorted(range(scores.shape[1]), key=lambda c: ids[indices[row, c]], reverse=True)  # noqa: B023
+            by_id = sorted(range(scores.shape[1]), key=lambda c: ids[indices[row, c]], reverse=True)
             tied = np.array(by_id)[np.argsort(-scores[row, by_id], kind="stable")]
             indices[row] = indices[row, tied]
     return scores[:, :depth], indices[:, :depth]
