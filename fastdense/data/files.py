@@ -1,12 +1,13 @@
-"""Parsed JSON rows out of local files, each with where it stands."""
+"""Parsed rows out of local files, each with where it stands."""
 
 import gzip
 import json
 import os
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,6 +16,18 @@ from fastdense.errors import UserError
 
 ROW_FILE_SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".parquet")
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Rows that have been found but not yet read."""
+
+    name: str
+    """How messages call it."""
+    identity: list[Any]
+    """Equal only for the same contents: what a cache is found by; JSON-serializable."""
+    read: Callable[[], Iterator[tuple[str, Any]]]
+    """Yields (origin, parsed row) from the first row on."""
 
 
 def row_files(paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[Path]:
@@ -41,6 +54,28 @@ def _files_at(path: Path) -> list[Path]:
 def is_row_file(name: str) -> bool:
     """Whether a file of this name, found in a directory or repository, is read as rows."""
     return name.endswith(ROW_FILE_SUFFIXES) and not name.startswith(".")
+
+
+def files_source(files: Sequence[Path], names: Sequence[str] | None = None) -> Source:
+    """The rows of local files, one after the other; ``names`` replace the paths in messages."""
+    names = names or [str(file) for file in files]
+
+    def read() -> Iterator[tuple[str, Any]]:
+        for file, name in zip(files, names, strict=True):
+            yield from read_file(file, name)
+
+    title = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more files"
+    return Source(title, file_identities(files), read)
+
+
+def file_identities(files: Sequence[str | os.PathLike[str]]) -> list[Any]:
+    """Path, size in bytes and modification time in ns of each file."""
+    identities = []
+    for file in files:
+        path = Path(file).resolve()
+        status = path.stat()
+        identities.append([str(path), status.st_size, status.st_mtime_ns])
+    return identities
 
 
 def read_file(path: Path, name: str | None = None) -> Iterator[tuple[str, Any]]:
@@ -71,12 +106,12 @@ def _read_parquet(path: Path, name: str) -> Iterator[tuple[str, Any]]:
 
 
 def _read_json(path: Path, name: str) -> Iterator[tuple[str, Any]]:
-    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+    with cast(BinaryIO, gzip.open(path) if path.suffix == ".gz" else path.open("rb")) as file:
         start = _first_byte(file)
         yield from _read_list(file, name) if start == b"[" else _read_lines(file, name)
 
 
-def _first_byte(file: IO[bytes]) -> bytes:
+def _first_byte(file: BinaryIO) -> bytes:
     """The first byte that is not white space; leaves ``file`` at its start, behind a byte order mark."""
     origin = len(BYTE_ORDER_MARK) if file.read(len(BYTE_ORDER_MARK)) == BYTE_ORDER_MARK else 0
     file.seek(origin)
@@ -86,14 +121,14 @@ def _first_byte(file: IO[bytes]) -> bytes:
     return byte
 
 
-def _read_lines(file: IO[bytes], name: str) -> Iterator[tuple[str, Any]]:
+def _read_lines(file: BinaryIO, name: str) -> Iterator[tuple[str, Any]]:
     for number, line in enumerate(file, start=1):
         if not line.isspace():
             origin = f"{name}, line {number}"
             yield origin, _parse(line, origin, "one JSON object a line")
 
 
-def _read_list(file: IO[bytes], name: str) -> Iterator[tuple[str, Any]]:
+def _read_list(file: BinaryIO, name: str) -> Iterator[tuple[str, Any]]:
     for number, row in enumerate(_parse(file.read(), name, "one JSON list of rows"), start=1):
         yield f"{name}, item {number}", row
 

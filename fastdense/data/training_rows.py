@@ -11,8 +11,9 @@ import datasets
 import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
-from fastdense.data import sources
+from fastdense.data.files import Source
 from fastdense.data.rows import Row, RowError, RowFormat, detect_format, parse_row
+from fastdense.data.sources import find_source
 from fastdense.data.tokenization import TextRules, tokenize_rows
 from fastdense.errors import UserError
 from fastdense.files import atomic_file
@@ -70,7 +71,7 @@ def load_training_rows(
         query_prefix=query_prefix,
         passage_prefix=passage_prefix,
     )
-    source = sources.find_source(train_dir, dataset_name, cache_dir)
+    source = find_source(train_dir, dataset_name, cache_dir)
     folder = _cache_root(cache_dir) / _digest(source.identity)
     path = folder / "rows.arrow"
     if not path.exists():
@@ -79,18 +80,18 @@ def load_training_rows(
     return tokenize_rows(rows, tokenizer, rules, folder=folder, num_proc=num_proc)
 
 
-def checked_rows(source: sources.Source) -> Iterator[tuple[str, Row]]:
+def checked_rows(source: Source) -> Iterator[tuple[str, Row]]:
     """Yield ``(origin, row)`` for all rows of ``source``; :class:`UserError` at the first that is malformed."""
     first_format: RowFormat | None = None
     for origin, row in source.read():
         try:
             row_format = detect_format(row)
-            if row_format is not (first_format or row_format):
+            first_format = first_format or row_format
+            if row_format is not first_format:
                 raise RowError(
                     f"the row's format is {row_format.value}, that of the rows before it is {first_format.value}; "
                     "give one format of rows at a time"
                 )
-            first_format = row_format
             yield origin, parse_row(row, row_format)
         except RowError as error:
             raise UserError(f"{origin}: {error}") from error
@@ -98,7 +99,7 @@ def checked_rows(source: sources.Source) -> Iterator[tuple[str, Row]]:
         raise UserError(f"{source.name}: there are no rows in it, at least one is expected")
 
 
-def _write_checked_rows(source: sources.Source, path: Path) -> None:
+def _write_checked_rows(source: Source, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with (
         atomic_file(path) as temporary,
