@@ -1,0 +1,1 @@
+"""Implementations of the contrastive loss. They never import one another."""

@@ -1,0 +1,130 @@
+"""The torch operator that every implementation is: one schema, one fake kernel, one backward.
+
+``fastdense::contrastive_<implementation>`` computes loss and gradients in one call. Its backward only multiplies the
+gradients that the forward call has left by the incoming one.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastdense.loss.problem import Problem, accumulation_dtype
+
+ARGUMENTS = (
+    "(Tensor query, Tensor passage, Tensor target, Tensor scale, Tensor? passage_id, Tensor? weight, "
+    "float label_smoothing, bool mean, bool query_grad, bool passage_grad, int chunk_bytes)"
+)
+RESULTS = (
+    "(Tensor loss, Tensor query_grad, Tensor passage_grad, Tensor scale_grad, "
+    "Tensor log_normalizer, Tensor target_score, Tensor correct)"
+)
+
+
+class ContrastiveResult(NamedTuple):
+    """Loss, gradients and by-products of one problem; float32 (float64 for float64 inputs), outside autograd."""
+
+    loss: Tensor
+    """The reduced loss, shape []."""
+    query_grad: Tensor
+    """d loss / d query, shape [N, D]."""
+    passage_grad: Tensor
+    """d loss / d passage, shape [M, D]."""
+    scale_grad: Tensor
+    """d loss / d scale, shape []."""
+    log_normalizer: Tensor
+    """Each row's log-sum-exp over the columns that take part, shape [N]."""
+    target_score: Tensor
+    """Each row's scaled score of its target, shape [N]."""
+    correct: Tensor
+    """Whether the target scores higher than every other column that takes part, shape [N], bool."""
+
+
+def call(implementation: str, problem: Problem, query_grad: bool, passage_grad: bool) -> ContrastiveResult:
+    """Run an implementation's operator; a gradient that is not asked for comes back without elements."""
+    operator = getattr(torch.ops.fastdense, f"contrastive_{implementation}")
+    return ContrastiveResult(
+        *operator(
+            problem.query,
+            problem.passage,
+            problem.target,
+            problem.scale,
+            problem.passage_id,
+            problem.weight,
+            problem.label_smoothing,
+            problem.mean,
+            query_grad,
+            passage_grad,
+            problem.chunk_bytes,
+        )
+    )
+
+
+def define(library: torch.library.Library, implementation: str, kernel: Callable[..., tuple[Tensor, ...]]) -> None:
+    """Define an implementation written in Python, for every device."""
+    library.define(f"contrastive_{implementation}{ARGUMENTS} -> {RESULTS}")
+    library.impl(f"contrastive_{implementation}", kernel, "CompositeExplicitAutograd")
+    register(library, implementation)
+
+
+def register(library: torch.library.Library, implementation: str) -> None:
+    """Give a defined operator its fake kernel and its backward."""
+    name = f"fastdense::contrastive_{implementation}"
+    torch.library.register_fake(name, _fake, lib=library)
+    torch.library.register_autograd(name, _backward, setup_context=_setup_context, lib=library)
+
+
+def empty_results(query: Tensor, passage: Tensor, query_grad: bool, passage_grad: bool) -> ContrastiveResult:
+    """Uninitialized results of the right shapes; a gradient that is not wanted has no elements."""
+    rows = query.shape[0]
+    dtype = accumulation_dtype(query)
+    return ContrastiveResult(
+        loss=query.new_empty((), dtype=dtype),
+        query_grad=query.new_empty(query.shape if query_grad else (0,), dtype=dtype),
+        passage_grad=query.new_empty(passage.shape if passage_grad else (0,), dtype=dtype),
+        scale_grad=query.new_empty((), dtype=dtype),
+        log_normalizer=query.new_empty((rows,), dtype=dtype),
+        target_score=query.new_empty((rows,), dtype=dtype),
+        correct=query.new_empty((rows,), dtype=torch.bool),
+    )
+
+
+def _fake(
+    query: Tensor,
+    passage: Tensor,
+    target: Tensor,
+    scale: Tensor,
+    passage_id: Tensor | None,
+    weight: Tensor | None,
+    label_smoothing: float,
+    mean: bool,
+    query_grad: bool,
+    passage_grad: bool,
+    chunk_bytes: int,
+) -> tuple[Tensor, ...]:
+    return tuple(empty_results(query, passage, query_grad, passage_grad))
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    _, query_grad, passage_grad, scale_grad, *_ = output
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.save_for_backward(query_grad, passage_grad, scale_grad)
+    ctx.dtype = inputs[0].dtype
+
+
+def _backward(ctx: Any, loss_grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            "contrastive_loss computes its gradient in the forward pass and cannot be differentiated twice: "
+            "call backward without create_graph=True"
+        )
+    query_grad, passage_grad, scale_grad = ctx.saved_tensors
+    query_wanted, passage_wanted, _, scale_wanted = ctx.needs_input_grad[:4]
+    return (
+        (query_grad * loss_grad).to(ctx.dtype) if query_wanted else None,
+        (passage_grad * loss_grad).to(ctx.dtype) if passage_wanted else None,
+        None,
+        scale_grad * loss_grad if scale_wanted else None,
+        *(None,) * 7,
+    )
