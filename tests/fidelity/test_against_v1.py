@@ -1,4 +1,4 @@
-"""``fastdense.train`` does what Tevatron v1 does: every step's loss, learning rate and gradient norm, and the weights."""
+"""``fastdense.train`` does what Tevatron v1 does: every step's loss, learning rate and gradient norm; the weights."""
 
 import json
 import shutil
@@ -133,6 +133,6 @@ def test_new_pooler(
 
     flags = ["--add_pooler", "--projection_in_dim", "32", "--projection_out_dim", "16"]
     data = write_jsonl(tmp_path / "data.jsonl", rows)
-    main(flags_of(v1_run(tiny_bert_no_dropout_dir, rows), data, tmp_path / "start") + [*flags, "--max_steps", "1"])
+    main([*flags_of(v1_run(tiny_bert_no_dropout_dir, rows), data, tmp_path / "start"), *flags, "--max_steps", "1"])
     fields = {"pooler": tmp_path / "start" / "pooler.pt"}
     compare(tiny_bert_no_dropout_dir, rows, fields, flags)
