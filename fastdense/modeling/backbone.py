@@ -13,6 +13,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from fastdense.errors import UserError
+from fastdense.modeling.layout import join
 from fastdense.modeling.quiet import quiet_transformers
 from fastdense.modeling.source import ModelSource
 
@@ -81,7 +82,7 @@ def _load_config(source: ModelSource, folder: str, config_name: str | None, trus
 
 
 def _check_config_file(source: ModelSource, folder: str, trust_remote_code: bool) -> None:
-    path = f"{folder}/config.json" if folder else "config.json"
+    path = join(folder, "config.json")
     config = source.object(path)
     if config is None:
         raise UserError(f"{source} has no {path}: it is no model directory")

@@ -96,15 +96,13 @@ def _kind_of(source: ModelSource, type_name: str) -> str:
 
 
 def _read_routes(source: ModelSource, folder: str) -> dict[str, list[tuple[str, str]]]:
-    path = _join(folder, "router_config.json")
+    path = join(folder, "router_config.json")
     config = source.object(path)
     if config is None:
         raise UserError(f"{source} names a Router in modules.json but has no {path}")
     try:
         types, structure = config["types"], config["structure"]
-        return {
-            task: [(types[name], _join(folder, name)) for name in structure[task]] for task in ("query", "document")
-        }
+        return {task: [(types[name], join(folder, name)) for name in structure[task]] for task in ("query", "document")}
     except (TypeError, KeyError) as error:
         raise UserError(f"{source}/{path} must have types and structure with routes query and document") from error
 
@@ -129,7 +127,7 @@ def _read_tower(source: ModelSource, modules: list[tuple[str, str]]) -> Tower:
 
 
 def _read_pooling(source: ModelSource, folder: str) -> str:
-    path = _join(folder, "config.json")
+    path = join(folder, "config.json")
     config = source.object(path)
     if config is None:
         raise UserError(f"{source} names a Pooling module but has no {path}")
@@ -148,7 +146,7 @@ def _read_pooling(source: ModelSource, folder: str) -> str:
 
 def check_dense(source: ModelSource, folder: str) -> dict[str, Any]:
     """The configuration of a Dense module that is a plain linear projection; anything else is refused."""
-    path = _join(folder, "config.json")
+    path = join(folder, "config.json")
     config = source.object(path)
     if config is None:
         raise UserError(f"{source} names a Dense module but has no {path}")
@@ -165,11 +163,12 @@ def read_prompts(source: ModelSource) -> tuple[str, str]:
     """The prompts for queries and for passages that a sentence-transformers directory names; "" for none."""
     config = source.object("config_sentence_transformers.json") or {}
     prompts = config.get("prompts") or {}
-    fallback = prompts.get(config.get("default_prompt_name"), "")
-    query = prompts.get("query", fallback)
-    passage = next((prompts[name] for name in ("document", "passage", "corpus") if name in prompts), fallback)
-    return query or "", passage or ""
+    fallback = prompts.get(config.get("default_prompt_name")) or ""
+    # sentence-transformers adds an empty "document" to every model, so an empty one does not hide a "passage".
+    passage = next((prompts[name] for name in ("document", "passage", "corpus") if prompts.get(name)), fallback)
+    return prompts.get("query") or fallback, passage
 
 
-def _join(folder: str, name: str) -> str:
+def join(folder: str, name: str) -> str:
+    """A path inside a model; "" and "." are its root."""
     return f"{folder}/{name}" if folder and folder != "." else name

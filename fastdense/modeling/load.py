@@ -85,12 +85,13 @@ def load_weights(retriever: Retriever, directory: str | Path) -> None:
         UserError: the directory is damaged, or its parts or shapes are not exactly the retriever's.
     """
     with torch.random.fork_rng(devices=[]):
-        saved = load_retriever(directory).state_dict()
-    own = retriever.state_dict()
-    if saved.keys() != own.keys() or any(saved[name].shape != own[name].shape for name in own):
-        different = sorted(saved.keys() ^ own.keys()) or [n for n in own if saved[n].shape != own[n].shape]
-        raise UserError(f"{directory} was saved from another kind of model than the one in training ({different[0]})")
-    retriever.load_state_dict(saved)
+        saved = load_retriever(directory)
+    weights, own = saved.state_dict(), retriever.state_dict()
+    different = sorted(name for name in weights.keys() | own.keys() if _shape(weights, name) != _shape(own, name))
+    if different or saved.tied != retriever.tied:
+        difference = different[0] if different else f"{'shared' if saved.tied else 'separate'} encoders"
+        raise UserError(f"{directory} was saved from another kind of model than the one in training ({difference})")
+    retriever.load_state_dict(weights)
 
 
 def _load_encoder(
@@ -107,6 +108,10 @@ def _load_encoder(
             f"is {hidden_size}"
         )
     return Encoder(backbone, pooling, projection, bool(tower.normalize) if normalize is None else normalize)
+
+
+def _shape(weights: dict[str, Any], name: str) -> torch.Size | None:
+    return weights[name].shape if name in weights else None
 
 
 def _check_pooling(source: ModelSource, pooling: str, backbone: PreTrainedModel) -> None:

@@ -6,10 +6,12 @@ from typing import Any
 
 from fastdense.errors import UserError
 from fastdense.modeling.encoder import Retriever
-from fastdense.modeling.layout import Layout, check_dense, read_layout, read_prompts
+from fastdense.modeling.layout import Layout, check_dense, join, read_layout, read_prompts
 from fastdense.modeling.source import ModelSource, open_source
 
 OWN_FILE = "fastdense.json"
+
+_NO_LIMIT = 10**6  # tokenizers without a limit store 1e30
 
 
 @dataclass(frozen=True)
@@ -60,13 +62,12 @@ def read_settings(
         return None
     own = source.object(OWN_FILE) or {}
     query_prefix, passage_prefix = read_prompts(source)
-    p_max_len = _max_length(source, layout.passage.backbone)
     in_dim, out_dim = _projection_dims(source, layout)
     return RetrieverSettings(
         query_prefix=query_prefix,
         passage_prefix=passage_prefix,
-        q_max_len=_integer(own, "q_max_len") or _max_length(source, layout.query.backbone),
-        p_max_len=p_max_len,
+        q_max_len=_integer(source, OWN_FILE, "q_max_len") or _max_length(source, layout.query.backbone),
+        p_max_len=_max_length(source, layout.passage.backbone),
         passage_field_separator=str(own.get("passage_field_separator", " ")),
         base_model=own.get("base_model"),
         pooling=layout.query.pooling or "cls",
@@ -86,16 +87,20 @@ def own_facts(settings: RetrieverSettings) -> dict[str, Any]:
     }
 
 
-def _integer(facts: dict[str, Any], name: str) -> int | None:
-    value = facts.get(name)
+def _integer(source: ModelSource, path: str, name: str) -> int | None:
+    value = (source.object(path) or {}).get(name)
     if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
-        raise UserError(f"{OWN_FILE}: {name} must be a whole number, not {value!r}")
+        raise UserError(f"{source}/{path}: {name} must be a whole number, not {value!r}")
     return value
 
 
 def _max_length(source: ModelSource, folder: str) -> int | None:
-    path = f"{folder}/sentence_bert_config.json" if folder else "sentence_bert_config.json"
-    return _integer(source.object(path) or {}, "max_seq_length")
+    """The longest text of a Transformer module; sentence-transformers 6 leaves it to the tokenizer's settings."""
+    own = _integer(source, join(folder, "sentence_bert_config.json"), "max_seq_length")
+    if own is not None:
+        return own
+    length = (source.object(join(folder, "tokenizer_config.json")) or {}).get("model_max_length")
+    return int(length) if length is not None and length < _NO_LIMIT else None
 
 
 def _projection_dims(source: ModelSource, layout: Layout) -> tuple[int | None, int | None]:

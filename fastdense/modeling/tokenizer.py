@@ -6,7 +6,7 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from fastdense.errors import UserError
-from fastdense.modeling.layout import TOWER_FOLDERS
+from fastdense.modeling.layout import TOWER_FOLDERS, join
 from fastdense.modeling.source import ModelSource, open_source
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "spiece.model")
@@ -48,6 +48,6 @@ def load_tokenizer(
 def _folder(source: ModelSource) -> str:
     """Where the tokenizer lies: at the root, or with the query encoder in directories that other tools wrote."""
     for folder in ("", "0_Transformer", *(query for query, _ in TOWER_FOLDERS)):
-        if any(source.file(f"{folder}/{name}" if folder else name) for name in _TOKENIZER_FILES):
+        if any(source.file(join(folder, name)) for name in _TOKENIZER_FILES):
             return folder
     raise UserError(f"{source} has no tokenizer: pass --tokenizer_name")

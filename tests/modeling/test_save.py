@@ -19,6 +19,7 @@ from fastdense.modeling.tokenizer import load_tokenizer
 
 PREFIXES = [("", ""), ("find: ", "read : ")]
 VARIANTS = list(itertools.product([False, True], [False, True], [False, True], ["cls", "mean", "last"], PREFIXES))
+SHAPES = list(itertools.product([False, True], [False, True]))
 Q_MAX, P_MAX = 12, 20
 
 
@@ -90,7 +91,7 @@ def test_loading_what_was_saved_changes_no_bit(
     assert read_settings(tmp_path) == settings.describing(retriever)
 
 
-@pytest.mark.parametrize(("untied", "projection"), itertools.product([False, True], [False, True]))
+@pytest.mark.parametrize(("untied", "projection"), SHAPES)
 def test_auto_model_and_auto_tokenizer_load_every_backbone(untied, projection, tiny_bert_dir, batch, texts, tmp_path):
     retriever = make_retriever(tiny_bert_dir, untied, projection)
     directory = save(retriever, load_tokenizer(tiny_bert_dir), tmp_path / "saved")
@@ -116,7 +117,7 @@ def test_tevatron_finds_its_pooler(untied, tiny_bert_dir, tmp_path):
     assert config == {"input_dim": 32, "output_dim": 16, "tied": not untied}
 
 
-@pytest.mark.parametrize(("untied", "projection"), itertools.product([False, True], [False, True]))
+@pytest.mark.parametrize(("untied", "projection"), SHAPES)
 def test_same_retriever_same_bytes(untied, projection, tiny_bert_dir, batch, texts, tmp_path):
     """Also when the tokenizer has been used in between: its last padding and truncation are not saved."""
     retriever = make_retriever(tiny_bert_dir, untied, projection, normalize=True)
@@ -167,7 +168,7 @@ def test_module_types_are_those_every_release_loads(module_type, tiny_bert_dir, 
     assert (again.query_encoder.pooling, again.query_encoder.normalize, again.tied) == ("last", True, False)
 
 
-@pytest.mark.parametrize(("untied", "projection"), itertools.product([False, True], [False, True]))
+@pytest.mark.parametrize(("untied", "projection"), SHAPES)
 def test_load_weights_restores_in_place(untied, projection, tiny_bert_dir, tmp_path):
     retriever = make_retriever(tiny_bert_dir, untied, projection)
     saved = {name: value.clone() for name, value in retriever.state_dict().items()}
