@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,6 +39,7 @@ class TextTokenizer:
     ) -> None:
         self.tokenizer = tokenizer
         self.max_length = max_length
+        self.flag = flag
         self.prefix = prefix
         self.separator = resolve_separator(tokenizer, separator)
         self.special_tokens = SpecialTokens.of(tokenizer)
@@ -120,17 +122,18 @@ def autocast_dtype(fp16: bool, bf16: bool, device: torch.device) -> torch.dtype 
     return torch.float16 if fp16 else torch.bfloat16 if bf16 else None
 
 
-def check_fits(encoder: Encoder, tokenizer: PreTrainedTokenizerBase, max_length: int, flag: str) -> None:
-    """Raise UserError if the encoder cannot take ``max_length`` tokens, or has no vector for a token."""
-    embeddings = len(encoder.backbone.get_input_embeddings().weight)
-    if len(tokenizer) > embeddings:
+def check_fits(encoder: Encoder, tokenize: TextTokenizer) -> None:
+    """Raise UserError if the encoder has no positions for the longest texts, or no embedding for a token."""
+    backbone: Any = encoder.backbone
+    embeddings, tokens = len(backbone.get_input_embeddings().weight), len(tokenize.tokenizer)
+    if tokens > embeddings:
         raise UserError(
-            f"the tokenizer has {len(tokenizer)} tokens but the model only {embeddings} embeddings: "
+            f"the tokenizer has {tokens} tokens but the model only {embeddings} embeddings: "
             "pass the --tokenizer_name that belongs to the model"
         )
-    positions = getattr(encoder.backbone.config, "max_position_embeddings", None) or 0
-    if 0 < positions < max_length:
-        raise UserError(f"--{flag} is {max_length}, but the model has only {positions} positions")
+    positions = getattr(backbone.config, "max_position_embeddings", None) or 0
+    if 0 < positions < tokenize.max_length:
+        raise UserError(f"--{tokenize.flag} is {tokenize.max_length}, but the model has only {positions} positions")
 
 
 def _batches(sequences: Sequence[Sequence[int]], batch_size: int) -> Iterator[list[int]]:

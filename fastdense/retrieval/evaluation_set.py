@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastdense.data.files import ROW_FILE_SUFFIXES
-from fastdense.data.sources import files_source
+from fastdense.data.files import ROW_FILE_SUFFIXES, files_source
 from fastdense.errors import UserError
 from fastdense.retrieval.qrels import Qrels, read_qrels
 from fastdense.retrieval.texts import Text, read_texts

@@ -164,6 +164,15 @@ def _read_pickle(path: Path, query_ids: Sequence[str] | None) -> Run:
     return {query: ranked(ids, row_scores) for query, ids, row_scores in rows}
 
 
+def ranking_files(directory: str | Path) -> list[Path]:
+    """The files in a directory of rankings, sorted by name."""
+    directory = Path(directory)
+    files = sorted(file for file in directory.glob("*") if file.is_file() and not file.name.startswith("."))
+    if not files:
+        raise UserError(f"there is no directory {directory} with rankings in it")
+    return files
+
+
 def merge_runs(runs: Iterable[tuple[str, Run]], depth: int | None = None) -> Run:
     """Merge the rankings of separately searched shards, given as (name for messages, run).
 

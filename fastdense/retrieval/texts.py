@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+from fastdense.data.files import Source
 from fastdense.data.rows import kind
-from fastdense.data.sources import Source
 from fastdense.errors import UserError
 from fastdense.retrieval.rankings import is_rankable
 

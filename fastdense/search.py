@@ -1,0 +1,46 @@
+"""``python -m fastdense.search``: vectors of queries and passages to a ranking; or rankings of shards to one."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from fastdense.command import run
+from fastdense.retrieval.arguments import SearchArguments
+from fastdense.retrieval.progress import progress_bar
+from fastdense.retrieval.rankings import Run, merge_runs, ranking_files, read_run, write_run
+from fastdense.retrieval.representations import check_writable, read_representations, representation_files
+from fastdense.retrieval.search import search_shards
+from fastdense.training.parser import parse_arguments
+
+PROG = "fastdense.search"
+DEPTH = 1000
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Arguments -> ranking -> a file."""
+    (args,) = parse_arguments(
+        PROG, "Search passages by exact inner product, or merge rankings of shards.", (SearchArguments,), arguments
+    )
+    check_writable(args.save_ranking_to)
+    ranking = merge(args) if args.merging else search(args)
+    write_run(args.save_ranking_to, ranking, args.output_format)
+    print(f"the ranking of {len(ranking)} queries is in {args.save_ranking_to}")
+
+
+def search(args: SearchArguments) -> Run:
+    """Search the files of passages one after the other."""
+    files = representation_files(args.passage_reps)
+    queries = read_representations(args.query_reps)
+    shards = (read_representations(file) for file in files)
+    with progress_bar("Searching", len(files) * len(queries.ids), "query") as on_batch:
+        return search_shards(queries, shards, args.depth or DEPTH, args.batch_size, on_batch)
+
+
+def merge(args: SearchArguments) -> Run:
+    """Merge the rankings of shards that were searched separately."""
+    files = [Path(file) for file in args.merge] if args.score_dir is None else ranking_files(args.score_dir)
+    query_ids = None if args.query_reps is None else read_representations(args.query_reps).ids
+    return merge_runs(((str(file), read_run(file, query_ids)) for file in files), args.depth)
+
+
+if __name__ == "__main__":
+    run(main)
