@@ -1,5 +1,6 @@
 """What every room's tests share: a quiet offline environment, tiny models and a small Tevatron data set."""
 
+import gzip
 import json
 import os
 import random
@@ -19,6 +20,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # workers inherit this process's di
 
 import pytest
 import torch
+from hub_stand_in import HubStandIn
 
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
@@ -140,3 +142,26 @@ def write_jsonl() -> Callable[[Path, list[dict[str, Any]]], Path]:
         return path
 
     return write
+
+
+@pytest.fixture
+def hub() -> Iterator[HubStandIn]:
+    """A stand-in of the Hugging Face hub, empty: ``hub.add_model(name, directory)``, ``hub.add_dataset(...)``, and
+    ``hub.environment(home)`` for the subprocess that uses it."""
+    with HubStandIn() as server:
+        yield server
+
+
+@pytest.fixture
+def seed_hub(hub: HubStandIn, tiny_bert_dir: Path, tmp_path: Path) -> HubStandIn:
+    """The stand-in with what the documented commands name: ``bert-base-uncased`` (the tiny BERT) and
+    ``Tevatron/wikipedia-nq``, a repository with a loading script and 128 tiny rows in each split: one documented batch."""
+    hub.add_model("bert-base-uncased", tiny_bert_dir)
+    directory = tmp_path / "wikipedia-nq"
+    directory.mkdir()
+    for split in ("train", "dev"):
+        with gzip.open(directory / f"nq-{split}.jsonl.gz", "wt", encoding="utf-8") as file:
+            file.writelines(json.dumps(row) + "\n" for row in make_rows(128, seed=len(split)))
+    (directory / "wikipedia-nq.py").write_text("raise SystemExit('a loading script must not run')\n", encoding="utf-8")
+    hub.add_dataset("Tevatron/wikipedia-nq", directory)
+    return hub
