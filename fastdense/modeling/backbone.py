@@ -10,14 +10,22 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    MODEL_MAPPING,
 )
 
 from fastdense.errors import UserError
 from fastdense.modeling.layout import join
 from fastdense.modeling.quiet import quiet_transformers
-from fastdense.modeling.source import ModelSource
+from fastdense.modeling.reason import reason
+from fastdense.modeling.source import ModelSource, open_source
 
-_LOADING_FAULTS = (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError, pickle.UnpicklingError)
+_WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+_FOREIGN_WEIGHTS = ("flax_model.msgpack", "tf_model.h5", "model.onnx", "adapter_model.safetensors")
 
 
 def load_backbone(
@@ -33,8 +41,13 @@ def load_backbone(
     Raises:
         UserError: no text encoder or decoder, missing or damaged files, weights that are not all there.
     """
-    config = _load_config(source, folder, config_name, trust_remote_code)
-    _check_architecture(source, config)
+    if config_name is None:
+        config = _load_config(source, folder, trust_remote_code)
+    else:
+        config = _load_config(open_source(config_name, source.cache_dir), "", trust_remote_code)
+    where = join(source.name, folder)
+    _check_architecture(where, config)
+    _check_files(source, folder)
     settings = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
     try:
         with quiet_transformers():
@@ -44,14 +57,15 @@ def load_backbone(
                 config=config,
                 # The library's default is the file's own precision: fp16 weights would silently train in fp16.
                 dtype=torch.float32,
+                ignore_mismatched_sizes=True,  # they are in the report, by name
                 output_loading_info=True,
                 trust_remote_code=trust_remote_code,
                 **_hub(source),
                 **settings,
             )
-    except _LOADING_FAULTS as error:
-        raise _explain(source, folder, error, attn_implementation) from error
-    _check_weights(source, folder, model, report)
+    except Exception as error:  # damaged files make the libraries raise nearly anything
+        raise _explain(where, error, attn_implementation) from error
+    _check_weights(where, model, report)
     return model.train()
 
 
@@ -65,68 +79,68 @@ def is_decoder(config: Any) -> bool:
     return kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 
-def _load_config(source: ModelSource, folder: str, config_name: str | None, trust_remote_code: bool) -> Any:
-    where = f"{source}/{folder}".rstrip("/") if config_name is None else f"--config_name {config_name}"
-    if config_name is None:
-        _check_config_file(source, folder, trust_remote_code)
+def _load_config(source: ModelSource, folder: str, trust_remote_code: bool) -> Any:
+    where = join(source.name, folder)
+    content = source.object(join(folder, "config.json"))
+    if content is None:
+        raise UserError(f"{where} has no config.json: it is no model directory")
+    kind = content.get("model_type")
+    needs_code = "AutoModel" in content.get("auto_map", {}) and kind not in CONFIG_MAPPING
+    if needs_code and not trust_remote_code:
+        raise UserError(
+            f"{where} brings its own Python code: read it, and pass --trust_remote_code if you want to run it"
+        )
+    if not isinstance(kind, str) and not needs_code:
+        raise UserError(f"{where}/config.json has no model_type: it is no Hugging Face model, or it is damaged")
     try:
-        if config_name is not None:
-            return AutoConfig.from_pretrained(
-                config_name, trust_remote_code=trust_remote_code, cache_dir=source.cache_dir
-            )
         return AutoConfig.from_pretrained(
             source.name, subfolder=folder, trust_remote_code=trust_remote_code, **_hub(source)
         )
-    except _LOADING_FAULTS as error:
-        raise UserError(f"cannot read the model configuration of {where}: {_first_line(error)}") from error
+    except Exception as error:  # its values are checked by many hands
+        raise UserError(f"cannot use {where}/config.json: {reason(error)}") from error
 
 
-def _check_config_file(source: ModelSource, folder: str, trust_remote_code: bool) -> None:
-    path = join(folder, "config.json")
-    config = source.object(path)
-    if config is None:
-        raise UserError(f"{source} has no {path}: it is no model directory")
-    needs_code = "AutoModel" in config.get("auto_map", {}) and config.get("model_type") not in CONFIG_MAPPING
-    if needs_code and not trust_remote_code:
-        raise UserError(
-            f"{source} brings its own Python code: read it, and pass --trust_remote_code if you want to run it"
-        )
-    if "model_type" not in config and not needs_code:
-        raise UserError(f"{source}/{path} has no model_type: it is no Hugging Face model, or the file is damaged")
-
-
-def _check_architecture(source: ModelSource, config: Any) -> None:
+def _check_architecture(where: str, config: Any) -> None:
     kind = config.model_type
     if config.is_encoder_decoder:
-        raise UserError(f"{source} is an encoder-decoder model ({kind}): use an encoder or a decoder-only model")
-    if any(hasattr(config, part) for part in ("vision_config", "audio_config", "image_size", "num_mel_bins")):
-        raise UserError(f"{source} is not a text model ({kind}): use a text encoder or a decoder-only language model")
+        raise UserError(f"{where} is an encoder-decoder model ({kind}): use an encoder or a decoder-only model")
+    model_class = MODEL_MAPPING.get(type(config), None)
+    takes_text = getattr(model_class, "main_input_name", "input_ids") == "input_ids"
+    if not takes_text or any(hasattr(config, part) for part in ("vision_config", "audio_config")):
+        raise UserError(f"{where} is not a text model ({kind}): use a text encoder or a decoder-only language model")
     if not isinstance(getattr(config, "hidden_size", None), int):
-        raise UserError(f"{source} ({kind}) has no single hidden_size: use a text encoder")
+        raise UserError(f"{where} ({kind}) has no single hidden_size: use a text encoder")
 
 
-def _check_weights(source: ModelSource, folder: str, model: PreTrainedModel, report: dict[str, Any]) -> None:
+def _check_files(source: ModelSource, folder: str) -> None:
+    if any(source.file(join(folder, name)) for name in _WEIGHTS):
+        return
+    found = next((name for name in _FOREIGN_WEIGHTS if source.file(join(folder, name))), None)
+    hint = "" if found is None else f"; {found} cannot be read, convert it first"
+    raise UserError(f"{join(source.name, folder)} has no weights (model.safetensors or pytorch_model.bin){hint}")
+
+
+def _check_weights(where: str, model: PreTrainedModel, report: dict[str, Any]) -> None:
     missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
     if missing:
         raise UserError(
-            f"{source}/{folder}".rstrip("/") + f" lacks {len(missing)} of the {len(model.state_dict())} weights of "
-            f"its {type(model).__name__}, {missing[0]} first: they would start random; use a complete model"
+            f"{where} lacks {len(missing)} of the {len(model.state_dict())} weights of its {type(model).__name__}, "
+            f"{missing[0]} first: they would start random; use a complete model"
+        )
+    if report["mismatched_keys"]:
+        name, saved, expected = sorted(report["mismatched_keys"])[0]
+        raise UserError(
+            f"{where}: {name} has the shape {tuple(saved)} in the weights, but {tuple(expected)} by the configuration"
         )
 
 
-def _explain(source: ModelSource, folder: str, error: Exception, attn_implementation: str | None) -> UserError:
-    where = f"{source}/{folder}".rstrip("/")
-    reason = _first_line(error)
-    if isinstance(error, SafetensorError | pickle.UnpicklingError | EOFError):
-        return UserError(f"the weights of {where} are damaged or cut short ({reason}): copy or download them again")
-    if attn_implementation is not None and ("attn" in reason or "attention" in reason.lower()):
-        return UserError(f"--attn_implementation {attn_implementation} does not work for {where}: {reason}")
-    return UserError(f"cannot load the model {where}: {reason}")
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].strip() if lines else type(error).__name__
+def _explain(where: str, error: Exception, attn_implementation: str | None) -> UserError:
+    why = reason(error)
+    if isinstance(error, SafetensorError | pickle.UnpicklingError | EOFError | IndexError):
+        return UserError(f"the weights of {where} are damaged or cut short ({why}): copy or download them again")
+    if attn_implementation is not None and ("attn" in why or "attention" in why.lower()):
+        return UserError(f"--attn_implementation {attn_implementation} does not work for {where}: {why}")
+    return UserError(f"cannot load the model {where}: {why}")
 
 
 def _hub(source: ModelSource) -> dict[str, Any]:

@@ -153,8 +153,8 @@ def check_dense(source: ModelSource, folder: str) -> dict[str, Any]:
     activation = config.get("activation_function", "torch.nn.modules.activation.Tanh")
     if activation is not None and not str(activation).endswith(".Identity"):
         raise UserError(f"{source}/{path} has the activation {activation}, but a projection here is linear (Identity)")
-    plain = config.get("module_input_name", "sentence_embedding") == "sentence_embedding"
-    if config.get("use_residual", False) or not plain:
+    ends = (config.get("module_input_name"), config.get("module_output_name"))
+    if config.get("use_residual", False) or not {*ends} <= {None, "sentence_embedding"}:
         raise UserError(f"{source}/{path} is more than a linear projection of the pooled vector: not supported")
     return config
 

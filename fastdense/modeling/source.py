@@ -17,6 +17,7 @@ from huggingface_hub.errors import (
 )
 
 from fastdense.errors import UserError
+from fastdense.modeling.reason import reason
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class ModelSource:
 
     @property
     def is_local(self) -> bool:
-        return Path(self.name).is_dir()
+        return self.name != "" and Path(self.name).is_dir()
 
     def file(self, relative: str) -> Path | None:
         """The path of one file on this machine, downloaded if need be; None if the model has no such file."""
@@ -76,8 +77,7 @@ class ModelSource:
         except HFValidationError as error:
             raise UserError(f"{self} is neither a directory nor a possible name of a model on the hub") from error
         except (HfHubHTTPError, OSError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise UserError(f"cannot fetch {relative} of {self} from the hub: {reason}") from error
+            raise UserError(f"cannot fetch {relative} of {self} from the hub: {reason(error)}") from error
 
 
 def open_source(name: str, cache_dir: str | None = None, revision: str | None = None) -> ModelSource:
@@ -89,6 +89,8 @@ def open_source(name: str, cache_dir: str | None = None, revision: str | None = 
     source = ModelSource(str(name), cache_dir, revision)
     if source.is_local:
         return source
+    if not source.name:
+        raise UserError("the name of the model is empty: give a model directory or the name of a model on the hub")
     if Path(name).exists():
         raise UserError(f"{name} is a file: give the model's directory")
     if _looks_like_a_path(str(name)):
@@ -102,4 +104,4 @@ def open_source(name: str, cache_dir: str | None = None, revision: str | None = 
 
 
 def _looks_like_a_path(name: str) -> bool:
-    return name.startswith((".", "/", "~")) or name.endswith("/") or name.count("/") > 1 or not name
+    return name.startswith((".", "/", "~")) or name.endswith("/") or name.count("/") > 1

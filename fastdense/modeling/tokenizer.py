@@ -7,6 +7,7 @@ from transformers import AutoTokenizer
 
 from fastdense.errors import UserError
 from fastdense.modeling.layout import TOWER_FOLDERS, join
+from fastdense.modeling.reason import reason
 from fastdense.modeling.source import ModelSource, open_source
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "spiece.model")
@@ -27,17 +28,17 @@ def load_tokenizer(
         UserError: there is none, it is damaged, or it has no token that could pad.
     """
     source = open_source(str(name_or_path), cache_dir, revision)
+    folder = _folder(source)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             source.name,
-            subfolder=_folder(source),
+            subfolder=folder,
             cache_dir=cache_dir,
             revision=revision or "main",
             trust_remote_code=trust_remote_code,
         )
     except Exception as error:  # the Rust tokenizer raises bare Exception for a damaged file
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"cannot load a tokenizer from {source} ({reason}): pass --tokenizer_name") from error
+        raise UserError(f"cannot load a tokenizer from {source} ({reason(error)}): pass --tokenizer_name") from error
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise UserError(f"the tokenizer of {source} has neither a padding nor an end-of-text token to pad with")
