@@ -2,6 +2,8 @@
 
 #include <pybind11/pybind11.h>
 
+#include "cpu/capabilities.h"
+
 namespace py = pybind11;
 
 namespace {
@@ -18,11 +20,8 @@ py::dict build_info() {
 
 py::dict cpu_capabilities() {
   py::dict capabilities;
-#if defined(__x86_64__)
-  capabilities["avx2"] = static_cast<bool>(__builtin_cpu_supports("avx2")) && __builtin_cpu_supports("fma");
-  capabilities["avx512f"] = static_cast<bool>(__builtin_cpu_supports("avx512f"));
-  capabilities["avx512bf16"] = static_cast<bool>(__builtin_cpu_supports("avx512bf16"));
-#endif
+  capabilities["avx2"] = fastdense::cpu::has_avx2();
+  capabilities["avx512"] = fastdense::cpu::has_avx512();
   return capabilities;
 }
 

@@ -14,6 +14,4 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fastdense, m) {
       "Tensor log_normalizer, Tensor target_score, Tensor correct)");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(fastdense, CPU, m) {
-  m.impl("contrastive_native", TORCH_BOX(&fastdense::cpu::contrastive));
-}
+STABLE_TORCH_LIBRARY_IMPL(fastdense, CPU, m) { m.impl("contrastive_native", TORCH_BOX(&fastdense::cpu::contrastive)); }

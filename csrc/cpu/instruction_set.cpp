@@ -4,6 +4,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "cpu/capabilities.h"
+
 namespace fastdense::cpu {
 namespace {
 
@@ -16,9 +18,8 @@ struct Candidate {
 RowKernel choose() {
   const Candidate candidates[] = {
 #ifdef FASTDENSE_X86
-      {"avx512", row_kernel_avx512,
-       __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")},
-      {"avx2", row_kernel_avx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")},
+      {"avx512", row_kernel_avx512, has_avx512()},
+      {"avx2", row_kernel_avx2, has_avx2()},
 #endif
       {"generic", row_kernel_generic, true},
   };
@@ -26,8 +27,10 @@ RowKernel choose() {
   for (const Candidate& candidate : candidates) {
     if (candidate.supported && (wanted == nullptr || std::string(wanted) == candidate.name)) return candidate.kernel;
   }
-  throw std::runtime_error("FASTDENSE_CPU_INSTRUCTION_SET must name an instruction set of this CPU (avx512, avx2 or "
-                           "generic), got " + std::string(wanted));
+  throw std::runtime_error(
+      "FASTDENSE_CPU_INSTRUCTION_SET must name an instruction set of this CPU (avx512, avx2 or "
+      "generic), got " +
+      std::string(wanted));
 }
 
 }  // namespace

@@ -17,7 +17,7 @@ class Answer(NamedTuple):
 
 
 def _one_direction(score, target, passage_id, weight, label_smoothing, reduction):
-    rows, columns = score.shape
+    rows = score.shape[0]
     if passage_id is not None:
         duplicate = passage_id[None, :] == passage_id[target][:, None]
         duplicate[torch.arange(rows), target] = False

@@ -3,6 +3,8 @@
 It runs on any device, and in float64 for float64 inputs.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -15,7 +17,12 @@ def unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
     return None
 
 
-def _contrastive(
+def _contrastive(query: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    with torch.autocast(query.device.type, enabled=False):  # it would turn the products to half precision
+        return _chunked(query, *arguments)
+
+
+def _chunked(
     query: Tensor,
     passage: Tensor,
     target: Tensor,
