@@ -1,0 +1,120 @@
+"""W gloo processes against one process over the global batch. ``worker.py`` is what each of them runs."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastdense.distributed import PassageExchange
+
+pytestmark = pytest.mark.distributed
+
+COMPARED = [
+    f"{path}-{encoders}-{rows}"
+    for path in ("plain", "cached")
+    for encoders in ("tied", "untied")
+    for rows in ("even", "uneven")
+] + ["cached-untied-uneven-accumulated", "plain-tied-uneven-accumulated", "cached-untied-uneven-unused"]
+CASES = [*COMPARED, "exchange", "empty-rank", "forward-alone-in-no-sync"]
+Results = list[dict[str, dict]]
+
+
+def start_ranks(world: int, directory: Path, cases: list[str]) -> list[subprocess.Popen[str]]:
+    repository = Path(__file__).parents[2]
+    environment = os.environ | {"PYTHONPATH": str(repository), "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    worker = str(Path(__file__).with_name("worker.py"))
+    return [
+        subprocess.Popen(
+            [sys.executable, worker, str(rank), str(world), str(directory), *cases],
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(world)
+    ]
+
+
+def finish(ranks: list[subprocess.Popen[str]], timeout: float) -> list[str]:
+    """Every rank's stderr. Ranks that hang are killed, and fail the test."""
+    try:
+        deadline = time.monotonic() + timeout
+        return [rank.communicate(timeout=max(0.1, deadline - time.monotonic()))[1] for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.wait()
+
+
+@pytest.fixture(scope="module", params=[2, 3], ids="{} ranks".format)
+def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Results]:
+    """What each rank found in each case."""
+    directory = tmp_path_factory.mktemp("ranks")
+    ranks = start_ranks(request.param, directory, CASES)
+    errors = finish(ranks, timeout=180)
+    assert [rank.returncode for rank in ranks] == [0] * len(ranks), "\n".join(errors)
+    return [json.loads((directory / f"{rank}.json").read_text()) for rank in range(len(ranks))]
+
+
+@pytest.mark.parametrize("case", COMPARED)
+def test_ranks_take_the_step_of_one_process_over_the_global_batch(results, case):
+    for result in results:
+        assert result[case]["error"] < 1e-6
+        for mean, expected in result[case]["losses"]:
+            assert mean == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("case", COMPARED)
+def test_gradients_are_reduced_once_a_step(results, case):
+    for result in results:
+        assert result[case]["reductions"] == [result[case]["parameters"]] * 2
+
+
+def test_a_forward_pass_inside_no_sync_reduces_nothing(results):
+    assert [result["forward-alone-in-no-sync"]["reductions"] for result in results] == [[]] * len(results)
+
+
+def test_passages_come_in_rank_order_and_gradients_return_to_their_owner(results):
+    world = len(results)
+    rows = [2, 5, 3][:world]
+    gathered = torch.cat([torch.arange(count * 2.0).view(-1, 2) + 100 * rank for rank, count in enumerate(rows)])
+    summed = torch.arange(sum(rows) * 2.0).view(-1, 2) * sum(10**rank for rank in range(world))
+    for rank, result in enumerate(results):
+        found = result["exchange"]
+        offset = sum(rows[:rank])
+        assert found["passage_rows"] == rows
+        assert found["offset"] == offset
+        assert found["loss_weight"] == pytest.approx((rows[rank] + 1) * world / (sum(rows) + world))
+        assert found["gathered"] == gathered.tolist()
+        assert found["half"] == gathered.bfloat16().float().tolist()
+        assert found["ids"] == [owner for owner, count in enumerate(rows) for _ in range(count)]
+        assert found["returned"] == summed[offset : offset + rows[rank]].tolist()
+
+
+def test_a_rank_without_queries_is_named_on_every_rank(results):
+    expected = "every rank needs queries and passages, rank 1 has 0 and 4"
+    assert [result["empty-rank"] for result in results] == [{"message": expected}] * len(results)
+
+
+@pytest.mark.parametrize("case", ["killed-before-exchange", "killed-before-reduction"])
+def test_a_killed_rank_ends_the_other_with_an_error(tmp_path, case):
+    ranks = start_ranks(2, tmp_path, [case])
+    survivor, dead = ranks
+    try:
+        assert dead.wait(timeout=60) < 0
+        survivor.wait(timeout=20)
+    finally:
+        errors = finish(ranks, timeout=1)
+    assert survivor.returncode > 0
+    assert re.search(r"RuntimeError.*(closed by peer|reset by peer)", errors[0]), errors[0]
+
+
+def test_without_a_process_group_there_is_nothing_to_share():
+    with pytest.raises(RuntimeError, match="needs a process group: start with torchrun"):
+        PassageExchange(4, 4, torch.device("cpu"))
