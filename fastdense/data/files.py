@@ -125,7 +125,7 @@ def _read_lines(file: BinaryIO, name: str) -> Iterator[tuple[str, Any]]:
     for number, line in enumerate(file, start=1):
         if not line.isspace():
             origin = f"{name}, line {number}"
-            yield origin, _parse(line, origin, "one JSON object a line")
+            yield origin, _parse(line.rstrip(), origin, "one JSON object a line")
 
 
 def _read_list(file: BinaryIO, name: str) -> Iterator[tuple[str, Any]]:

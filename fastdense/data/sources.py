@@ -26,4 +26,6 @@ def find_source(
         raise UserError(
             "there is no training data: name it with --train_dir, or a data set of the hub with --dataset_name"
         )
+    if dataset_name.startswith((".", "/", "~")):
+        raise UserError(f"--dataset_name {dataset_name} is a path; --train_dir names local files")
     return hub_source(dataset_name, cache_dir)
