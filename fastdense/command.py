@@ -1,5 +1,6 @@
 """How every command ends: exit status 0, or one sentence and exit status 2."""
 
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -26,3 +27,14 @@ def run(main: Callable[[], None]) -> NoReturn:
         print("interrupted", file=sys.stderr, flush=True)
         sys.exit(130)
     sys.exit(0)
+
+
+def show_log(process_index: int = 0) -> None:
+    """Print what the package logs, as plain sentences on stderr; ranks other than the first only print warnings."""
+    logger = logging.getLogger("fastdense")
+    if not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        logger.addHandler(handler)
+    logger.setLevel(logging.INFO if process_index == 0 else logging.WARNING)
+    logger.propagate = False

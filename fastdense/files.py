@@ -88,6 +88,14 @@ def publish_files(written: Path, directory: Path) -> None:
     _fsync(directory)
 
 
+def remove(path: Path) -> None:
+    """Remove a file or a whole directory."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from transformers import set_seed
 
-from fastdense.command import run
+from fastdense.command import run, show_log
 from fastdense.training.arguments import (
     ContrastiveArguments,
     DataArguments,
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         (ModelArguments, DataArguments, ContrastiveArguments, RetrieverTrainingArguments),
         arguments,
     )
-    logging.basicConfig(format="%(message)s", level=logging.INFO if args.process_index == 0 else logging.WARNING)
+    show_log(args.process_index)
     set_seed(args.seed)
     checkpoint = find_checkpoint(args.resume_from_checkpoint, args.output_dir)
     if args.process_index == 0:

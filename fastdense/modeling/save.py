@@ -26,6 +26,26 @@ _POOLING_FLAGS = {
 }
 
 
+# Whatever decides what a directory is taken for when it is read; see retriever_entries.
+_TELLING = (
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "pytorch_model*.bin*",
+    "modules.json",
+    "router_config.json",
+    "pooler.pt",
+    "pooler_config.json",
+    "[0-9]_*",
+    *(folder for pair in TOWER_FOLDERS for folder in pair),
+    *(f"{side}_{part}" for side in ("query", "passage") for part in ("pooling", "dense", "normalize")),
+)
+
+
+def retriever_entries(directory: Path) -> set[str]:
+    """Names of the files and folders in ``directory`` that tell a reader which kind of retriever lies there."""
+    return {entry.name for pattern in _TELLING for entry in directory.glob(pattern)}
+
+
 def save_retriever(retriever: Retriever, tokenizer: Any, directory: str | Path, settings: RetrieverSettings) -> None:
     """Write everything a user of the retriever needs into an existing, empty directory.
 

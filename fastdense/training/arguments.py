@@ -1,7 +1,7 @@
 """Every flag of the training drivers, as dataclasses.
 
 Names and defaults are those that Tevatron v1 documents; what the Hugging Face ``TrainingArguments`` already have is
-inherited. Checks that need nothing but the flags themselves stand here; checks against files stand where the file is read.
+inherited. Checks that need nothing but the flags themselves stand here; checks against files stand where those are read.
 """
 
 from dataclasses import dataclass, field

@@ -12,12 +12,14 @@ from fastdense.modeling.encoder import Retriever
 from fastdense.modeling.load import load_retriever
 from fastdense.modeling.settings import RetrieverSettings, read_settings
 from fastdense.modeling.tokenizer import load_tokenizer
+from fastdense.retrieval.encode import check_fits
 from fastdense.training.arguments import (
     ContrastiveArguments,
     DataArguments,
     ModelArguments,
     RetrieverTrainingArguments,
 )
+from fastdense.training.evaluation import text_tokenizers
 from fastdense.training.step import ContrastiveStep
 
 
@@ -44,7 +46,6 @@ def load_model(model: ModelArguments, data: DataArguments) -> tuple[Retriever, A
         trust_remote_code=model.trust_remote_code,
         **own_tokenizer,
     )
-    _check_vocabulary(retriever, tokenizer, model)
     found = read_settings(name, **source) or RetrieverSettings(base_model=name)
     prompts = (found.query_prefix, found.passage_prefix)
     settings = RetrieverSettings(
@@ -55,26 +56,11 @@ def load_model(model: ModelArguments, data: DataArguments) -> tuple[Retriever, A
         passage_field_separator=data.passage_field_separator,
         base_model=found.base_model or name,
     )
-    _check_positions(retriever, settings)
+    for encoder, tokenize in zip(
+        (retriever.query_encoder, retriever.passage_encoder), text_tokenizers(tokenizer, settings), strict=True
+    ):
+        check_fits(encoder, tokenize)
     return retriever, tokenizer, settings.describing(retriever)
-
-
-def _check_vocabulary(retriever: Retriever, tokenizer: Any, model: ModelArguments) -> None:
-    embeddings = min(len(encoder.backbone.get_input_embeddings().weight) for encoder in retriever.encoders)
-    if len(tokenizer) > embeddings:
-        raise UserError(
-            f"the tokenizer {model.tokenizer_name or model.model_name_or_path} has {len(tokenizer)} tokens but the "
-            f"model only {embeddings} embeddings; pass the --tokenizer_name that belongs to the model"
-        )
-
-
-def _check_positions(retriever: Retriever, settings: RetrieverSettings) -> None:
-    positions = getattr(retriever.config, "max_position_embeddings", None)
-    if positions is None or positions <= 0:
-        return
-    for flag, length in (("q_max_len", settings.q_max_len), ("p_max_len", settings.p_max_len)):
-        if length is not None and length > positions:
-            raise UserError(f"--{flag} is {length}, but the model has only {positions} positions")
 
 
 def load_training_set(
@@ -85,7 +71,6 @@ def load_training_set(
     settings: RetrieverSettings,
 ) -> tuple[Dataset, Collator]:
     """The rows as examples, and the collator that makes batches of them. One process tokenizes, the others wait."""
-    # The collator checks the lengths against the tokenizer: before hours of tokenization, not after.
     collator = Collator(tokenizer, q_max_len=data.q_max_len, p_max_len=data.p_max_len)
     with args.main_process_first(desc="tokenizing the training rows"):
         rows = load_training_rows(

@@ -7,15 +7,16 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import Trainer
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
 from fastdense.errors import UserError
-from fastdense.files import publish_directory, publish_files
+from fastdense.files import publish_directory, publish_files, remove
 from fastdense.modeling.load import load_weights
-from fastdense.modeling.save import save_retriever
+from fastdense.modeling.save import retriever_entries, save_retriever
 from fastdense.modeling.settings import RetrieverSettings
 from fastdense.training.arguments import RetrieverTrainingArguments
 
@@ -74,7 +75,7 @@ def _check(checkpoint: Path) -> None:
 
 
 def prepare_output_dir(args: RetrieverTrainingArguments, *, resuming: bool) -> None:
-    """Refuse to mix two runs in one directory; with ``--overwrite_output_dir`` drop the old one's checkpoints."""
+    """Refuse to mix two runs in one directory; sweep out what a killed run left unfinished."""
     directory = Path(args.output_dir)
     if directory.exists() and not directory.is_dir():
         raise UserError(f"--output_dir {directory} is a file; name a directory")
@@ -86,15 +87,11 @@ def prepare_output_dir(args: RetrieverTrainingArguments, *, resuming: bool) -> N
         raise UserError(f"--output_dir {directory} cannot be written: {error.strerror}") from error
     for leftover in directory.glob(f"{_STAGING}*"):  # a killed run's unfinished save
         shutil.rmtree(leftover)
-    if resuming:
-        return
-    if any(directory.iterdir()) and not args.overwrite_output_dir:
+    if any(directory.iterdir()) and not (resuming or args.overwrite_output_dir):
         raise UserError(
             f"--output_dir {directory} is not empty; pass --overwrite_output_dir to train into it anew, "
             "or --resume_from_checkpoint true to go on"
         )
-    for checkpoint in whole_checkpoints(directory):
-        shutil.rmtree(checkpoint)
 
 
 class CheckpointingTrainer(Trainer):
@@ -106,6 +103,13 @@ class CheckpointingTrainer(Trainer):
 
     settings: RetrieverSettings
     _staging: Path | None = None
+
+    def train(self, resume_from_checkpoint: str | None = None, **kwargs: Any) -> TrainOutput:
+        """Train from the beginning, or from a checkpoint that :func:`find_checkpoint` returned."""
+        if resume_from_checkpoint is None and self.args.should_save:
+            for checkpoint in whole_checkpoints(self.args.output_dir):  # an overwritten run's: not to be resumed from
+                shutil.rmtree(checkpoint)
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def _get_output_dir(self, trial: object) -> str:
         return self.args.output_dir if self._staging is None else str(self._staging)
@@ -159,6 +163,8 @@ class CheckpointingTrainer(Trainer):
         staging = Path(tempfile.mkdtemp(prefix=f"{_STAGING}-", dir=directory))
         try:
             save_retriever(self.model, self.processing_class, staging, self.settings)
+            for name in retriever_entries(directory) - {entry.name for entry in staging.iterdir()}:
+                remove(directory / name)  # an overwritten model of another kind: its parts would be taken for ours
             publish_files(staging, directory)
         finally:
             shutil.rmtree(staging, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""One contrastive step: representations, loss and their gradients, with or without the gradient cache and other ranks."""
+"""One contrastive step: representations, loss and gradients, with or without the gradient cache and other ranks."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

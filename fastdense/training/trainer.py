@@ -106,7 +106,7 @@ class RetrieverTrainer(CheckpointingTrainer):
     def _measure(self, prefix: str) -> dict[str, float]:
         assert self.held_out is not None
         started = time.perf_counter()
-        measured = self.held_out.measure(self.model, self.accelerator, bf16=self.args.bf16)
+        measured = self.held_out.measure(self.model, self.accelerator)
         metrics = {f"{prefix}_{name}": value for name, value in measured.items()}
         return {**metrics, f"{prefix}_runtime": round(time.perf_counter() - started, 4)}
 
