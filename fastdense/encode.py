@@ -7,8 +7,9 @@ from fastdense.data.sources import find_source
 from fastdense.retrieval.arguments import EncodeArguments, EncoderArguments
 from fastdense.retrieval.encode import encode_texts
 from fastdense.retrieval.loading import load_encoder
+from fastdense.retrieval.output import check_writable
 from fastdense.retrieval.progress import progress_bar
-from fastdense.retrieval.representations import Representations, check_writable, write_representations
+from fastdense.retrieval.representations import Representations, write_representations
 from fastdense.retrieval.texts import read_texts
 from fastdense.training.parser import parse_arguments
 

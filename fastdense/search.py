@@ -5,9 +5,10 @@ from pathlib import Path
 
 from fastdense.command import run
 from fastdense.retrieval.arguments import SearchArguments
+from fastdense.retrieval.output import check_writable
 from fastdense.retrieval.progress import progress_bar
 from fastdense.retrieval.rankings import Run, merge_runs, ranking_files, read_run, write_run
-from fastdense.retrieval.representations import check_writable, read_representations, representation_files
+from fastdense.retrieval.representations import read_representations, representation_files
 from fastdense.retrieval.search import search_shards
 from fastdense.training.parser import parse_arguments
 
@@ -28,6 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def search(args: SearchArguments) -> Run:
     """Search the files of passages one after the other."""
+    assert args.query_reps is not None  # as SearchArguments has checked
+    assert args.passage_reps is not None
     files = representation_files(args.passage_reps)
     queries = read_representations(args.query_reps)
     shards = (read_representations(file) for file in files)
@@ -37,7 +40,7 @@ def search(args: SearchArguments) -> Run:
 
 def merge(args: SearchArguments) -> Run:
     """Merge the rankings of shards that were searched separately."""
-    files = [Path(file) for file in args.merge] if args.score_dir is None else ranking_files(args.score_dir)
+    files = ranking_files(args.score_dir) if args.score_dir is not None else [Path(file) for file in args.merge or []]
     query_ids = None if args.query_reps is None else read_representations(args.query_reps).ids
     return merge_runs(((str(file), read_run(file, query_ids)) for file in files), args.depth)
 

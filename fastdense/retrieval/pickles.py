@@ -5,7 +5,6 @@ three things only, numpy's array, its dtype and the two helpers that rebuild the
 the recorders below, so that no byte of the file reaches numpy's own unpickling.
 """
 
-import io
 import pickle
 from pathlib import Path
 from typing import Any
@@ -92,11 +91,13 @@ def read_array_pickle(path: Path) -> Any:
     Raises:
         UserError: the file is no pickle, is cut short, or names anything else (nothing of it has then run).
     """
-    data = path.read_bytes()
-    if data.startswith(b"PK"):
-        raise UserError(f"{path} is a torch.save or zip archive, and a pickle, .npy or .safetensors file was expected")
     try:
-        return _arrays(_ArrayUnpickler(io.BytesIO(data)).load())
+        with path.open("rb") as file:
+            if file.peek(2).startswith(b"PK"):
+                raise UserError(f"{path} is a torch.save or zip archive; a pickle, .npy or .safetensors was expected")
+            return _arrays(_ArrayUnpickler(file).load())
+    except UserError:
+        raise
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{path} is no pickle of arrays and strings ({error}), so it was not loaded; write it again as "

@@ -150,7 +150,7 @@ def _parse_line(path: Path, number: int, line: str) -> tuple[str, str, float]:
 
 def _read_pickle(path: Path, query_ids: Sequence[str] | None) -> Run:
     if query_ids is None:
-        raise UserError(f"{path} is a pickle, which does not name its queries: give --query, or write it as text")
+        raise UserError(f"{path} is a pickle and names no queries: write it with --save_text, or merge it with --query")
     match read_array_pickle(path):
         case [np.ndarray() as scores, np.ndarray() as passage_ids] if (
             scores.ndim == 2 and scores.shape == passage_ids.shape

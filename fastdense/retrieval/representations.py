@@ -6,7 +6,6 @@ for anything else Tevatron's pickle ``(float32 array [N, d], list of N ids)``.
 
 import glob
 import json
-import os
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,26 +32,13 @@ class Representations:
 
 def representation_files(pattern: str) -> list[Path]:
     """The files that the glob ``pattern`` names, sorted by name."""
+    if Path(pattern).is_file():
+        return [Path(pattern)]  # also where its name holds a bracket
     paths = sorted(Path(name) for name in glob.glob(pattern) if not name.endswith(IDS_ENDING))
     files = [path for path in paths if path.is_file()]
     if not files:
         raise UserError(f"no file of representations matches {pattern!r}; give a path or a quoted glob such as 'emb/*'")
     return files
-
-
-def check_writable(path: str | Path) -> None:
-    """Raise UserError if no file can be written to ``path``: before the work whose result it is for.
-
-    The folder is made if need be.
-    """
-    path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {path.parent} cannot be made ({error.strerror})") from None
-    if path.is_dir() or not os.access(path.parent, os.W_OK):
-        reason = "is a directory" if path.is_dir() else f"cannot be written: {path.parent} is read-only"
-        raise UserError(f"{path} {reason}; name a file")
 
 
 def write_representations(path: str | Path, representations: Representations) -> None:

@@ -47,6 +47,8 @@ def exact_search(
     Raises:
         UserError: depth below 1, different dimensions, no passages, or faiss is not installed.
     """
+    query_reps = np.ascontiguousarray(query_reps, dtype=np.float32)
+    passage_reps = np.ascontiguousarray(passage_reps, dtype=np.float32)
     _check_problem(query_reps, passage_reps, depth)
     found = []
     for batch in _batches(query_reps, batch_size):
@@ -84,6 +86,7 @@ def search_shards(
         new_indices += len(ids)
         ids += shard.ids
         scores, indices = _best(np.hstack([scores, new_scores]), np.hstack([indices, new_indices]), depth, ids)
+        del shard  # before the next is read
     return make_run(queries.ids, ids, scores, indices)
 
 

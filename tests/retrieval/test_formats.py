@@ -244,7 +244,7 @@ def test_spaces_cannot_be_written_as_trec(tmp_path, run):
 
 def test_a_pickle_needs_its_queries(tmp_path, run):
     write_run(tmp_path / "run", run, "pickle")
-    with pytest.raises(UserError, match="does not name its queries: give --query"):
+    with pytest.raises(UserError, match="names no queries: write it with --save_text"):
         read_run(tmp_path / "run")
     with pytest.raises(UserError, match="ranks for 2 queries, but --query holds 1"):
         read_run(tmp_path / "run", ["q1"])
