@@ -27,7 +27,8 @@ class Parser(HfArgumentParser):
     """``HfArgumentParser`` without abbreviations and file magic; every mistake is a :class:`UserError`."""
 
     def __init__(self, dataclass_types: Sequence[type], *, prog: str, description: str) -> None:
-        super().__init__(dataclass_types, prog=prog, description=description, allow_abbrev=False)
+        usage = f"python -m {prog} --flag value ..."
+        super().__init__(dataclass_types, prog=prog, usage=usage, description=description, allow_abbrev=False)
         self.add_argument(
             "--config", metavar="FILE", help="YAML or JSON file of flags; flags on the command line come before it."
         )

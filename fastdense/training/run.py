@@ -1,0 +1,48 @@
+"""A training run: model and rows -> trainer -> the trained directory."""
+
+import logging
+
+from transformers import set_seed
+
+from fastdense.command import show_log
+from fastdense.training.arguments import (
+    ContrastiveArguments,
+    DataArguments,
+    ModelArguments,
+    RetrieverTrainingArguments,
+)
+from fastdense.training.assemble import load_model, load_training_set, make_step
+from fastdense.training.checkpoints import find_checkpoint, prepare_output_dir
+from fastdense.training.evaluation import load_held_out
+from fastdense.training.trainer import RetrieverTrainer
+
+logger = logging.getLogger(__name__)
+
+
+def train(
+    model: ModelArguments, data: DataArguments, contrastive: ContrastiveArguments, args: RetrieverTrainingArguments
+) -> None:
+    """Train as the arguments say and leave the retriever in ``args.output_dir``."""
+    show_log(args.process_index)
+    set_seed(args.seed)
+    checkpoint = find_checkpoint(args.resume_from_checkpoint, args.output_dir)
+    if args.process_index == 0:
+        prepare_output_dir(args, resuming=checkpoint is not None)
+    step = make_step(contrastive, args)
+    retriever, tokenizer, settings = load_model(model, data)
+    held_out = load_held_out(args, tokenizer, settings)
+    rows, collator = load_training_set(data, model, args, tokenizer, settings)
+    trainer = RetrieverTrainer(
+        retriever,
+        args,
+        step,
+        train_dataset=rows,
+        collator=collator,
+        tokenizer=tokenizer,
+        settings=settings,
+        held_out=held_out,
+    )
+    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_model()
+    trainer.save_state()
+    logger.info("the trained retriever is in %s", args.output_dir)
