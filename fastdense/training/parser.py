@@ -1,5 +1,7 @@
 """The command line of all commands: dataclasses to flags, ``--config`` files, and answers to misspelt names."""
 
+import argparse
+import copy
 import difflib
 import json
 import sys
@@ -23,12 +25,33 @@ _ELSEWHERE = {
 }
 
 
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """One spelling of every flag, and no default where it is None or the text explains it."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default is None or "(default" in (action.help or ""):
+            return action.help
+        return super()._get_help_string(action)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        shown = copy.copy(action)
+        shown.option_strings = [option for option in action.option_strings if "-" not in option.lstrip("-")]
+        return super()._format_action_invocation(shown)
+
+
 class Parser(HfArgumentParser):
     """``HfArgumentParser`` without abbreviations and file magic; every mistake is a :class:`UserError`."""
 
     def __init__(self, dataclass_types: Sequence[type], *, prog: str, description: str) -> None:
         usage = f"python -m {prog} --flag value ..."
-        super().__init__(dataclass_types, prog=prog, usage=usage, description=description, allow_abbrev=False)
+        super().__init__(
+            dataclass_types,
+            prog=prog,
+            usage=usage,
+            description=description,
+            allow_abbrev=False,
+            formatter_class=_HelpFormatter,
+        )
         self.add_argument(
             "--config", metavar="FILE", help="YAML or JSON file of flags; flags on the command line come before it."
         )
