@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -59,9 +60,12 @@ def pad(sequences: Sequence[Sequence[int]], pad_id: int, multiple_of: int = 1) -
     """``input_ids`` and ``attention_mask``, int64 [len(sequences), longest], padded on the right with ``pad_id``."""
     longest = max(map(len, sequences))
     width = -(-longest // multiple_of) * multiple_of
+    input_ids = np.full((len(sequences), width), pad_id, dtype=np.int64)
+    for row, ids in zip(input_ids, sequences, strict=True):
+        row[: len(ids)] = ids
     lengths = torch.tensor([len(ids) for ids in sequences])
-    input_ids = torch.tensor([[*ids, *[pad_id] * (width - len(ids))] for ids in sequences])
-    return {"input_ids": input_ids, "attention_mask": (torch.arange(width) < lengths[:, None]).long()}
+    attention_mask = (torch.arange(width) < lengths[:, None]).long()
+    return {"input_ids": torch.from_numpy(input_ids), "attention_mask": attention_mask}
 
 
 def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:

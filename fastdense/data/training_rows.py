@@ -72,7 +72,7 @@ def load_training_rows(
         passage_prefix=passage_prefix,
     )
     source = find_source(train_dir, dataset_name, cache_dir)
-    folder = _cache_root(cache_dir) / _digest(source.identity)
+    folder = _cache_folder(source, cache_dir)
     path = folder / "rows.arrow"
     if not path.exists():
         _write_checked_rows(source, path)
@@ -100,7 +100,6 @@ def checked_rows(source: Source) -> Iterator[tuple[str, Row]]:
 
 
 def _write_checked_rows(source: Source, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     with (
         atomic_file(path) as temporary,
         pa.OSFile(str(temporary), "wb") as file,
@@ -127,9 +126,15 @@ def _batches(rows: Iterator[tuple[str, Row]]) -> Iterator[list[dict[str, Any]]]:
         yield batch
 
 
-def _cache_root(cache_dir: str | None) -> Path:
-    return Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / "fastdense"
-
-
-def _digest(identity: Any) -> str:
-    return hashlib.blake2b(json.dumps([FORMAT_VERSION, identity]).encode(), digest_size=16).hexdigest()
+def _cache_folder(source: Source, cache_dir: str | None) -> Path:
+    """Where the rows of ``source``, as it is now, are cached; made if need be."""
+    digest = hashlib.blake2b(json.dumps([FORMAT_VERSION, source.identity]).encode(), digest_size=16).hexdigest()
+    folder = Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / "fastdense" / digest
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"the cache for training rows cannot be made at {folder} ({error.strerror}); name another directory with "
+            "--data_cache_dir"
+        ) from error
+    return folder

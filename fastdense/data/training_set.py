@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import datasets
@@ -18,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Example:
-    """A query and its passages, positive first, as ids without special tokens."""
+    """A query and its passages, positive first, as token ids without special tokens."""
 
     query: list[int]
     passages: list[list[int]]
@@ -52,7 +53,7 @@ class TrainingSet(Dataset[Example]):
     ) -> None:
         if n_passages < 1:
             raise UserError(f"--train_n_passages is {n_passages}, at least 1 (the positive) is expected")
-        self._rows = rows.with_format("arrow")
+        self._rows = rows
         self._n_negatives = n_passages - 1
         self._seed = seed
         self._shuffle_positives = not positive_no_shuffle
@@ -62,13 +63,22 @@ class TrainingSet(Dataset[Example]):
         if self._n_negatives:
             self._check_negatives(missing_negatives)
 
+    @cached_property
+    def _columns(self) -> dict[str, pa.ChunkedArray]:
+        """The rows' columns, still in the memory-mapped file: an example decodes nothing but what it chooses."""
+        table = self._rows.with_format("arrow")[:]
+        return {name: table[name] for name in table.column_names}
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A spawned worker process opens the file itself: pickled columns would be copies of all of it.
+        return {name: value for name, value in vars(self).items() if name != "_columns"}
+
     def _check_negatives(self, missing_negatives: str) -> None:
-        column = self._rows.select_columns(["negatives"])[:]["negatives"]
-        without = pc.indices_nonzero(pc.equal(pc.list_value_length(column), 0))
+        without = pc.indices_nonzero(pc.equal(pc.list_value_length(self._columns["negatives"]), 0))
         if not len(without):
             return
         if missing_negatives == "error":
-            origin = self._rows[without[0].as_py()]["origin"][0].as_py()
+            origin = self._columns["origin"][without[0].as_py()].as_py()
             raise UserError(
                 f"{origin}: the row has no negative passage, but --train_n_passages is {self._n_negatives + 1}; give "
                 "it one, set --train_n_passages 1, or --missing_negatives in_batch to use the batch's other passages"
@@ -76,7 +86,7 @@ class TrainingSet(Dataset[Example]):
         logger.warning(
             "%d of %d rows have no negative passages; they train against the other passages of their batch alone",
             len(without),
-            len(column),
+            len(self),
         )
 
     def set_epoch(self, epoch: int) -> None:
@@ -87,18 +97,20 @@ class TrainingSet(Dataset[Example]):
         return len(self._rows)
 
     def __getitem__(self, index: int) -> Example:
-        row = self._rows[index]
         choice: dict[str, Any] = {"row": index, "seed": self._seed, "epoch": int(self._epoch)}
-        positives, negatives = row["positives"][0].values, row["negatives"][0].values
+        positives, negatives = self._values("positives", index), self._values("negatives", index)
         positive = positive_index(len(positives), shuffle=self._shuffle_positives, **choice)
         chosen = negative_indices(len(negatives), self._n_negatives, shuffle=self._shuffle_negatives, **choice)
+        numbers = self._values("negative_ids", index)
         return Example(
-            query=row["query"][0].as_py(),
-            passages=_pick(positives, [positive]) + _pick(negatives, chosen),
-            identities=_pick(row["positive_ids"][0].values, [positive]) + _pick(row["negative_ids"][0].values, chosen),
+            query=_ids(self._columns["query"][index]),
+            passages=[_ids(positives[positive]), *(_ids(negatives[i]) for i in chosen)],
+            identities=[self._values("positive_ids", index)[positive].as_py(), *(numbers[i].as_py() for i in chosen)],
         )
 
+    def _values(self, column: str, index: int) -> pa.Array:
+        return self._columns[column][index].values
 
-def _pick(values: pa.Array, indices: list[int]) -> list[Any]:
-    """The chosen items as Python values; the others stay undecoded."""
-    return [values[index].as_py() for index in indices]
+
+def _ids(scalar: pa.ListScalar) -> list[int]:
+    return scalar.values.to_numpy().tolist()  # as_py would make a scalar of every id first

@@ -178,6 +178,12 @@ def test_other_settings_are_tokenized_anew_but_not_read(
         load(path, **{name: value * 2 for name, value in changed.items()})
 
 
+def test_a_cache_that_cannot_be_made(load: Load, tmp_path: Path, write_jsonl: WriteJsonl) -> None:
+    (tmp_path / "cache").touch()
+    with pytest.raises(UserError, match=f"cannot be made at {tmp_path}/cache/.*; name another directory with --data_c"):
+        load(write_jsonl(tmp_path / "rows.jsonl", [FLAT]))
+
+
 def test_changed_files_are_read_anew(load: Load, tmp_path: Path, write_jsonl: WriteJsonl) -> None:
     path = tmp_path / "rows.jsonl"
     load(write_jsonl(path, [FLAT]))
