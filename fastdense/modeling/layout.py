@@ -170,5 +170,5 @@ def read_prompts(source: ModelSource) -> tuple[str, str]:
 
 
 def join(folder: str, name: str) -> str:
-    """A path inside a model; "" and "." are its root."""
-    return f"{folder}/{name}" if folder and folder != "." else name
+    """A path inside a model; "" and "." are its root, and an empty ``name`` is ``folder`` itself."""
+    return "/".join(part for part in (folder, name) if part not in ("", "."))
