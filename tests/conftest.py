@@ -155,7 +155,7 @@ def hub() -> Iterator[HubStandIn]:
 @pytest.fixture
 def seed_hub(hub: HubStandIn, tiny_bert_dir: Path, tmp_path: Path) -> HubStandIn:
     """The stand-in with what the documented commands name: ``bert-base-uncased`` (the tiny BERT) and
-    ``Tevatron/wikipedia-nq``, a repository with a loading script and 128 tiny rows in each split: one documented batch."""
+    ``Tevatron/wikipedia-nq``, a repository with a loading script and 128 tiny rows (one documented batch) a split."""
     hub.add_model("bert-base-uncased", tiny_bert_dir)
     directory = tmp_path / "wikipedia-nq"
     directory.mkdir()
