@@ -1,0 +1,123 @@
+"""The documented flags, their defaults, and what is refused."""
+
+import re
+from typing import Any
+
+import pytest
+import torch
+
+from fastdense.errors import UserError
+from fastdense.training.arguments import (
+    ContrastiveArguments,
+    DataArguments,
+    ModelArguments,
+    RetrieverTrainingArguments,
+)
+from fastdense.training.parser import parse_arguments
+
+# Name, default, and another value, as Tevatron v1 documents them.
+DOCUMENTED: list[tuple[str, Any, str]] = [
+    ("tokenizer_name", None, "x"),
+    ("config_name", None, "x"),
+    ("cache_dir", None, "x"),
+    ("untie_encoder", False, "true"),
+    ("add_pooler", False, "true"),
+    ("projection_in_dim", 768, "5"),
+    ("projection_out_dim", 768, "5"),
+    ("dataset_name", "json", "org/name"),
+    ("dataset_proc_num", 12, "5"),
+    ("train_n_passages", 8, "5"),
+    ("passage_field_separator", " ", "sep_token"),
+    ("q_max_len", 32, "5"),
+    ("p_max_len", 128, "5"),
+    ("negatives_x_device", False, "true"),
+    ("grad_cache", False, "true"),
+    ("gc_q_chunk_size", 4, "5"),
+    ("gc_p_chunk_size", 32, "5"),
+    ("positive_passage_no_shuffle", False, "true"),
+    ("negative_passage_no_shuffle", False, "true"),
+    ("data_cache_dir", None, "x"),
+    ("warmup_ratio", 0.1, "0.2"),
+    ("overwrite_output_dir", False, "true"),
+    ("temperature", 1.0, "0.5"),
+    ("pooling", None, "mean"),
+    ("query_prefix", None, "x"),
+    ("passage_prefix", None, "x"),
+    ("attn_implementation", None, "eager"),
+    ("model_revision", None, "x"),
+    ("trust_remote_code", False, "true"),
+    ("normalize", None, "true"),
+]
+
+
+def parse(*arguments: str) -> dict[str, Any]:
+    kinds = (ModelArguments, DataArguments, ContrastiveArguments, RetrieverTrainingArguments)
+    needed = "--model_name_or_path m --output_dir o --do_train --train_dir rows".split()
+    parsed = parse_arguments("fastdense.train", "", kinds, [*needed, *arguments])
+    return {name: value for instance in parsed for name, value in vars(instance).items()}
+
+
+def test_documented_defaults() -> None:
+    values = parse()
+    assert {name: values[name] for name, _, _ in DOCUMENTED} == {name: default for name, default, _ in DOCUMENTED}
+
+
+@pytest.mark.parametrize(("name", "default", "other"), DOCUMENTED)
+def test_documented_flags_can_be_set(name: str, default: Any, other: str) -> None:
+    value = parse(f"--{name}", other)[name]
+    assert value != default
+    assert str(value).lower() == other
+
+
+def test_both_spellings_of_negatives_x_device() -> None:
+    assert parse("--negative_x_device")["negatives_x_device"]
+    assert parse("--negatives_x_device")["negatives_x_device"]
+
+
+def test_warmup_is_a_tenth_of_all_steps_unless_given() -> None:
+    assert RetrieverTrainingArguments(output_dir="o", do_train=True).get_warmup_steps(25) == 3
+    assert RetrieverTrainingArguments(output_dir="o", do_train=True, warmup_ratio=0).get_warmup_steps(25) == 0
+    assert RetrieverTrainingArguments(output_dir="o", do_train=True, warmup_steps=7).get_warmup_steps(25) == 7
+
+
+def test_launchers_pass_a_local_rank() -> None:
+    assert parse("--local-rank=0")["local_rank"] == 0
+
+
+def test_an_evaluation_directory_chooses_the_best_by_mrr() -> None:
+    values = parse("--eval_dir", "d", "--eval_strategy", "epoch")
+    assert (values["metric_for_best_model"], values["greater_is_better"]) == ("mrr@10", True)
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="needs a machine without a GPU")
+def test_fp16_is_refused_on_a_cpu() -> None:
+    with pytest.raises(UserError, match="--fp16 needs a GPU"):
+        parse("--fp16")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--temperature 0", "--temperature must be a positive number, not 0.0"),
+        ("--temperature inf", "--temperature must be a positive number"),
+        ("--gc_p_chunk_size 0", "--gc_p_chunk_size must be at least 1"),
+        ("--train_n_passages 0", "--train_n_passages must be at least 1"),
+        ("--eval_strategy steps", "--eval_strategy needs a held-out set: pass --eval_dir DIR"),
+        ("--eval_dir d", "need --eval_strategy"),
+        ("--auto_find_batch_size", "--auto_find_batch_size is refused"),
+        ("--deepspeed d.json", "--deepspeed is refused"),
+        ("--warmup_ratio 2", "--warmup_ratio must lie between 0 and 1"),
+        ("--per_device_train_batch_size 0", "--per_device_train_batch_size must be at least 1"),
+        ("--num_train_epochs 0", "--num_train_epochs must be positive"),
+    ],
+)
+def test_what_cannot_work_is_refused(flags: str, message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        parse(*flags.split())
+
+
+def test_do_train_and_data_are_required() -> None:
+    with pytest.raises(UserError, match="--do_train"):
+        RetrieverTrainingArguments(output_dir="o")
+    with pytest.raises(UserError, match="--train_dir"):
+        DataArguments()
