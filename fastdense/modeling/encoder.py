@@ -35,6 +35,15 @@ class Encoder(nn.Module):
         """Width D of the vectors."""
         return self.projection.out_features if self.projection is not None else self.backbone.config.hidden_size
 
+    @property
+    def max_length(self) -> int | None:
+        """Most tokens of a text that the backbone has positions for; None if it does not say."""
+        for name, module in self.backbone.named_modules():
+            if isinstance(module, nn.Embedding) and name.endswith(("position_embeddings", "wpe")):
+                # RoBERTa and its relatives number tokens from padding_idx + 1: 514 rows are 512 positions.
+                return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
+        return getattr(self.backbone.config, "max_position_embeddings", None)
+
     def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Encode a batch of texts.
 

@@ -76,7 +76,7 @@ def load_retriever(
     return Retriever(query, passage)
 
 
-def load_weights(retriever: Retriever, directory: str | Path, *, trust_remote_code: bool = False) -> None:
+def load_weights(retriever: Retriever, directory: str | Path) -> None:
     """Overwrite ``retriever``'s weights, in place, by those of a directory that was saved from its like.
 
     Draws no random numbers.
@@ -84,8 +84,10 @@ def load_weights(retriever: Retriever, directory: str | Path, *, trust_remote_co
     Raises:
         UserError: the directory is damaged, or its parts or shapes are not exactly the retriever's.
     """
+    # A model with its own code is already running it.
+    own_code = any(type(e.backbone).__module__.startswith("transformers_modules.") for e in retriever.encoders)
     with torch.random.fork_rng(devices=[]):
-        saved = load_retriever(directory, trust_remote_code=trust_remote_code)
+        saved = load_retriever(directory, trust_remote_code=own_code)
     weights, own = saved.state_dict(), retriever.state_dict()
     different = sorted(name for name in weights.keys() | own.keys() if _shape(weights, name) != _shape(own, name))
     if different or saved.tied != retriever.tied:

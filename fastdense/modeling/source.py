@@ -84,10 +84,13 @@ def open_source(name: str, cache_dir: str | None = None, revision: str | None = 
     """Check that ``name`` is a directory, or a hub model that can be had.
 
     Raises:
-        UserError: it is a file, a missing directory, or a hub model that is unknown or out of reach.
+        UserError: it is a file, a missing directory, a directory with a revision, or a hub model that is unknown or
+            out of reach.
     """
     source = ModelSource(str(name), cache_dir, revision)
     if source.is_local:
+        if revision is not None:
+            raise UserError(f"--model_revision {revision} is for a model on the hub, but {name} is a directory here")
         return source
     if not source.name:
         raise UserError("the name of the model is empty: give a model directory or the name of a model on the hub")

@@ -131,8 +131,8 @@ def check_fits(encoder: Encoder, tokenize: TextTokenizer) -> None:
             f"the tokenizer has {tokens} tokens but the model only {embeddings} embeddings: "
             "pass the --tokenizer_name that belongs to the model"
         )
-    positions = getattr(backbone.config, "max_position_embeddings", None) or 0
-    if 0 < positions < tokenize.max_length:
+    positions = encoder.max_length
+    if positions is not None and 0 < positions < tokenize.max_length:
         raise UserError(f"--{tokenize.flag} is {tokenize.max_length}, but the model has only {positions} positions")
 
 

@@ -31,14 +31,34 @@ def test_every_trainable_parameter_gets_a_gradient(kind, pooling, model_dir, bat
     assert sum(p.requires_grad for p in retriever.parameters()) > 10
 
 
-@pytest.mark.parametrize("side", ["right", "left"])
-@pytest.mark.parametrize(("kind", "pooling"), [f for f in FAMILIES if f[0] in ("bert", "llama")])
-def test_padding_has_no_influence(kind, pooling, side, model_dir, batch, texts):
+ABSOLUTE = ["bert", "roberta", "xlm-roberta", "distilbert", "electra", "mpnet", "albert", "gpt2"]
+
+
+@pytest.mark.parametrize("kind", ABSOLUTE)
+def test_max_length_is_the_longest_text_there_are_positions_for(kind, model_dir):
+    encoder = load_retriever(model_dir(kind), pooling="mean").query_encoder
+    longest = {name: torch.ones(1, encoder.max_length, dtype=torch.long) for name in ("input_ids", "attention_mask")}
+    longest["input_ids"] *= 7
+    assert encoder(longest).isfinite().all()
+    with pytest.raises((IndexError, RuntimeError)):
+        encoder({name: torch.cat([value, value[:, :1]], dim=1) for name, value in longest.items()})
+
+
+def test_max_length_without_a_table_of_positions_is_the_configured_one(model_dir):
+    assert load_retriever(model_dir("llama"), pooling="last").query_encoder.max_length == 160
+
+
+@pytest.mark.parametrize(
+    ("kind", "side", "pooling"),
+    [
+        *(("bert", "right", pooling) for pooling in ("cls", "mean", "last")),  # its positions shift with left padding
+        *(("llama", side, pooling) for side in ("right", "left") for pooling in ("mean", "last")),
+    ],
+)
+def test_padding_has_no_influence(kind, side, pooling, model_dir, batch, texts):
     retriever = load_retriever(model_dir(kind), pooling=pooling).eval()
     tokenizer = load_tokenizer(model_dir(kind))
     tokenizer.padding_side = side
-    if (kind, side) == ("bert", "left"):
-        pytest.skip("absolute positions shift with left padding")
     with torch.no_grad():
         together = retriever(batch(tokenizer, texts))[0]
         alone = torch.cat([retriever(batch(tokenizer, [text]))[0] for text in texts])

@@ -49,6 +49,6 @@ def test_remote_code_is_saved_along(own_dir, tmp_path):
     save_retriever(retriever, load_tokenizer(own_dir, trust_remote_code=True), saved, RetrieverSettings())
     again = load_retriever(saved, trust_remote_code=True)
     assert all(torch.equal(again.state_dict()[name], value) for name, value in retriever.state_dict().items())
-    load_weights(retriever, saved, trust_remote_code=True)
+    load_weights(retriever, saved)
     with pytest.raises(UserError, match="--trust_remote_code"):
         load_retriever(saved)
