@@ -1,7 +1,7 @@
 """Every flag of the training drivers, as dataclasses.
 
 Names and defaults are those that Tevatron v1 documents; what the Hugging Face ``TrainingArguments`` already have is
-inherited. Checks that need nothing but the flags themselves stand here; checks against files stand where those are read.
+inherited. Checks that need nothing but the flags themselves stand here; files are checked where they are read.
 """
 
 from dataclasses import dataclass, field
@@ -11,21 +11,9 @@ import torch
 from transformers import TrainingArguments
 
 from fastdense.errors import UserError
+from fastdense.training.flag_checks import check_accelerator_config, check_flags
 
 POOLING = Literal["cls", "mean", "last"]
-
-# Asked for by name, these would be silently without effect or silently wrong here; each is refused with its reason.
-_REFUSED = {
-    "fsdp": "training shards nothing yet: start with torchrun (DDP)",
-    "deepspeed": "training shards nothing yet: start with torchrun (DDP)",
-    "auto_find_batch_size": "a smaller batch has fewer in-batch negatives and another loss: choose the batch size, "
-    "and use --grad_cache to fit it into memory",
-    "neftune_noise_alpha": "the noise hook only knows language models",
-    "use_liger_kernel": "its kernels replace language-model layers only",
-    "parallelism_config": "only data parallelism is supported: start with torchrun",
-    "do_predict": "there is no test set here: use python -m fastdense.encode, fastdense.search and fastdense.evaluate",
-    "push_to_hub": "it is not supported yet: upload --output_dir with `hf upload`",
-}
 
 
 def _flag(help: str, **metadata: object) -> dict[str, object]:
@@ -197,6 +185,7 @@ class RetrieverTrainingArguments(TrainingArguments):
         if not torch.accelerator.is_available():
             self.use_cpu = True  # otherwise --bf16 is taken for a wish for a GPU
         super().__post_init__()
+        check_accelerator_config(self.accelerator_config)
         if self.n_gpu > 1:
             raise UserError(
                 f"one process sees {self.n_gpu} GPUs; start one process a GPU with torchrun --nproc_per_node "
@@ -208,29 +197,11 @@ class RetrieverTrainingArguments(TrainingArguments):
             raise UserError("nothing to do: pass --do_train")
         if not self.output_dir:
             raise UserError("--output_dir is missing: name the directory that the model is written to")
-        for name, reason in _REFUSED.items():
-            if getattr(self, name, None):
-                raise UserError(f"--{name} is refused: {reason}")
         on_cpu = self.use_cpu or not torch.accelerator.is_available()
-        if (self.fp16 or self.fp16_full_eval) and on_cpu:
+        if self.fp16 and on_cpu:
             raise UserError(
                 "--fp16 needs a GPU, and none is in use: a CPU has no fast half precision; leave it out, or use --bf16"
             )
         if not 0 <= self.warmup_ratio <= 1:
             raise UserError(f"--warmup_ratio must lie between 0 and 1, not {self.warmup_ratio}")
-        evaluates = str(getattr(self.eval_strategy, "value", self.eval_strategy)) != "no"
-        if evaluates and self.eval_dir is None:
-            raise UserError("--eval_strategy needs a held-out set: pass --eval_dir DIR")
-        if not evaluates and (self.eval_dir is not None or self.eval_on_start or self.load_best_model_at_end):
-            raise UserError(
-                "--eval_dir, --eval_on_start and --load_best_model_at_end need --eval_strategy steps or epoch"
-            )
-        for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name} must be at least 1, not {getattr(self, name)}")
-        if self.learning_rate < 0:
-            raise UserError(f"--learning_rate must not be negative, not {self.learning_rate}")
-        if not 0 <= self.label_smoothing_factor < 1:
-            raise UserError(f"--label_smoothing_factor must lie in [0, 1), not {self.label_smoothing_factor}")
-        if self.max_steps <= 0 and self.num_train_epochs <= 0:
-            raise UserError(f"--num_train_epochs must be positive, not {self.num_train_epochs}")
+        check_flags(self)

@@ -143,7 +143,7 @@ class CheckpointingTrainer(Trainer):
                 shutil.rmtree(staging, ignore_errors=True)
 
     def _remove_old_checkpoints(self) -> None:
-        if self.args.save_total_limit is None or self.args.save_total_limit <= 0:
+        if self.args.save_total_limit is None:
             return
         spare = [
             path

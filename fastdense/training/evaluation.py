@@ -18,8 +18,8 @@ from fastdense.retrieval.rankings import make_run
 from fastdense.retrieval.search import exact_search
 from fastdense.retrieval.texts import Text
 from fastdense.training.arguments import RetrieverTrainingArguments
+from fastdense.training.flag_checks import MEASURES
 
-MEASURES = ("mrr@10", "ndcg@10", "recall@10", "recall@100")
 _DEPTH = 100  # the deepest of the measures
 
 

@@ -4,6 +4,7 @@ import argparse
 import copy
 import difflib
 import json
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,16 +14,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from fastdense.errors import UserError
-
-# Flags of v1's shared argument classes that belong to another command of ours.
-_ELSEWHERE = {
-    "encode_in_path": "fastdense.encode",
-    "encoded_save_path": "fastdense.encode",
-    "encode_is_qry": "fastdense.encode",
-    "encode_num_shard": "fastdense.encode",
-    "encode_shard_index": "fastdense.encode",
-    "dtype": "fastdense.jax_train",
-}
+from fastdense.training.former_flags import ELSEWHERE, GONE, RENAMED
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -57,7 +49,8 @@ class Parser(HfArgumentParser):
         )
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message.removeprefix('argument ')}; see python -m {self.prog} --help")
+        message = re.sub(r"(--\w+)/--[\w-]+", r"\1", message.removeprefix("argument "))  # one spelling of a flag
+        raise UserError(f"{message.rstrip('.')}; see python -m {self.prog} --help")
 
     def parse(self, arguments: Sequence[str]) -> tuple[Any, ...]:
         """Parse ``arguments`` into one instance per dataclass."""
@@ -85,9 +78,13 @@ class Parser(HfArgumentParser):
 
     def _advice(self, name: str) -> str:
         bare = name.lstrip("-").replace("-", "_")
-        if bare in _ELSEWHERE:
-            return f"it belongs to python -m {_ELSEWHERE[bare]}"
-        known = [option for option in self._option_string_actions if "-" not in option[2:]]
+        if bare in ELSEWHERE:
+            return f"it belongs to python -m {ELSEWHERE[bare]}"
+        known = [option for option in self._option_string_actions if "-" not in option[2:] and option != "--help"]
+        if bare in RENAMED and f"--{RENAMED[bare]}" in known:
+            return f"here it is called --{RENAMED[bare]}"
+        if bare in GONE:
+            return GONE[bare]
         close = difflib.get_close_matches(f"--{bare}", known, n=1)
         return f"did you mean {close[0]}?" if close else f"python -m {self.prog} --help lists all flags"
 
@@ -107,9 +104,12 @@ class Parser(HfArgumentParser):
         flags: list[str] = []
         for name, value in _read_config(path).items():
             option = f"--{name}"
-            if option not in self._option_string_actions:
+            action = self._option_string_actions.get(option)
+            if action is None or name in ("config", "help"):
                 raise UserError(f"{path}: unknown key {name!r}: {self._advice(option)}")
             if isinstance(value, list):
+                if action.nargs not in ("+", "*"):
+                    raise UserError(f"{path}: {name} takes one value, not a list")
                 flags += [option, *map(str, value)]
             elif value is not None:
                 flags.append(f"{option}={json.dumps(value) if isinstance(value, dict) else value}")

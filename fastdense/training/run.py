@@ -14,6 +14,7 @@ from fastdense.training.arguments import (
 from fastdense.training.assemble import load_model, load_training_set, make_step
 from fastdense.training.checkpoints import find_checkpoint, prepare_output_dir
 from fastdense.training.evaluation import load_held_out
+from fastdense.training.library_checks import check_libraries
 from fastdense.training.trainer import RetrieverTrainer
 
 logger = logging.getLogger(__name__)
@@ -24,6 +25,7 @@ def train(
 ) -> None:
     """Train as the arguments say and leave the retriever in ``args.output_dir``."""
     show_log(args.process_index)
+    check_libraries(args)
     set_seed(args.seed)
     checkpoint = find_checkpoint(args.resume_from_checkpoint, args.output_dir)
     if args.process_index == 0:
