@@ -74,7 +74,8 @@ def help_topics() -> Iterator[DocumentedObject]:
     path = Path(sysconfig.get_path("stdlib"), "pydoc_data", "topics.py")
     if not path.exists():
         return
-    topics = ast.literal_eval(ast.parse(path.read_text(encoding="utf-8")).body[-1].value)
+    _, _, literal = path.read_text(encoding="utf-8").partition("topics = ")
+    topics = ast.literal_eval(literal)
     seen: set[str] = set()
     for topic, text in sorted(topics.items()):
         heading, _, body = _UNDERLINE.sub("", text.strip()).partition("\n")

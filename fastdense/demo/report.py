@@ -1,0 +1,46 @@
+"""What the demo prints about its outcome."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+MEASURES = ("mrr@10", "recall@10")
+
+Measured = Mapping[str, Mapping[str, float]]  # by "before", "after", "bm25"
+
+
+def print_heading(text: str) -> None:
+    print(f"\n== {text}\n", flush=True)
+
+
+def read_measures(directory: Path) -> dict[str, float]:
+    """What ``fastdense.evaluate`` wrote into ``directory``."""
+    values = json.loads((directory / "measures.json").read_text(encoding="utf-8"))
+    return {name: values[name] for name in MEASURES}
+
+
+def print_result(measured: Measured, queries: int, passages: int) -> None:
+    """Print the table of measures and who won."""
+    print(f"{queries} queries on held-out modules, searched among all {passages} passages:\n")
+    print(f"  {'':24}{'MRR@10':>8}{'recall@10':>12}")
+    labels = {"before": "before training", "after": "after training", "bm25": "BM25, no training"}
+    for key, label in labels.items():
+        print(f"  {label:24}{measured[key]['mrr@10']:8.3f}{measured[key]['recall@10']:12.3f}")
+    better = [name for name in MEASURES if measured["after"][name] > measured["bm25"][name]]
+    match len(better):
+        case 2:
+            verdict = "The trained model is better than BM25."
+        case 1:
+            verdict = f"The trained model is better than BM25 in {better[0]} only."
+        case _:
+            verdict = "BM25 is still better: this model is tiny, and it learnt from a few thousand sentences only."
+    print(f"\n{verdict}")
+
+
+def print_whereabouts(output_dir: Path, training_command: str) -> None:
+    """Print where everything is, and how the model was trained."""
+    model = output_dir / "model"
+    print(f"\n  model     {model.resolve()}   (SentenceTransformer({str(model)!r}) loads it)")
+    print(f"  picture   {(output_dir / 'training_curve.png').resolve()}")
+    print(f"  measures  {(output_dir / 'result.json').resolve()}")
+    print(f"\nThe model was trained by\n\n  {training_command}\n")
