@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from fastdense.errors import UserError
+from fastdense.retrieval import search
 from fastdense.retrieval.rankings import merge_runs
 from fastdense.retrieval.representations import Representations
 from fastdense.retrieval.search import SPARE_CANDIDATES, exact_search, search_shards
@@ -68,18 +69,20 @@ def test_shards_and_merging_equal_one_search(queries, passages, n_shards, depth)
     assert as_lists(merge_runs(separate, depth)) == as_lists(whole)
 
 
-def test_more_ties_than_spare_candidates_do_not_depend_on_shards(queries):
+@pytest.mark.parametrize("step", [1, -1])
+def test_more_ties_than_spare_candidates_do_not_depend_on_rows_or_shards(queries, monkeypatch, step):
+    monkeypatch.setattr(search, "EXHAUSTIVE_ROWS", 100)
     n = 3 * SPARE_CANDIDATES
     vectors = np.repeat(random_vectors(1, 2), n, axis=0)
-    vectors[:5] *= 2
-    passages = Representations([f"d{i}" for i in range(n)], vectors)
+    vectors[::100] *= 2
+    ids = [f"d{i:03}" for i in range(n)][::step]
+    passages = Representations(ids, vectors)
     whole = search_shards(queries, [passages], 12)
     assert as_lists(search_shards(queries, shard(passages, 2), 12)) == as_lists(whole)
     for query, row in zip(queries.ids, queries.vectors, strict=True):
-        ids = whole[query].passage_ids
-        best = [i for i in ids if int(i[1:]) < 5] if row @ vectors[0] > 0 else []
-        rest = sorted((i for i in passages.ids if int(i[1:]) >= 5), reverse=True)[: 12 - len(best)]
-        assert ids == [*sorted(best, reverse=True), *rest]
+        first = sorted(ids[::100], reverse=True) if row @ vectors[1] > 0 else []
+        others = sorted(set(ids) - set(ids[::100]), reverse=True)
+        assert whole[query].passage_ids == [*first, *others][:12]
 
 
 def test_equal_scores_are_ordered_by_id_descending():
