@@ -2,6 +2,7 @@
 
 import contextlib
 import weakref
+from collections.abc import Callable, Mapping
 
 import pytest
 import torch
@@ -108,9 +109,11 @@ def test_the_replay_repeats_the_first_pass_bit_for_bit(make_retriever, make_batc
     with torch.autocast("cpu", torch.bfloat16) if dtype else contextlib.nullcontext():
         cached = cached_forward(retriever, make_batch(10, 8), make_batch(20, 12), **ROWS)
         loss = attached_loss(retriever, cached.query, cached.passage)
-    torch.rand(17)  # whoever draws in between disturbs nothing
+    torch.rand(17)  # drawn in between: the replay neither feels it nor undoes it
+    state = torch.get_rng_state()
     loss.backward()
     assert_replayed_bit_for_bit(retriever.outputs)
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_the_last_call_holds_rows_of_both_sides(make_retriever, make_batch):
@@ -261,3 +264,61 @@ def test_inputs_are_let_go_after_the_backward(make_retriever, make_batch, attach
     assert reference() is not None
     loss.backward()
     assert reference() is None  # though loss and representations still live
+
+
+class SmallEncoder(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.linear = nn.Embedding(50, 8), nn.Linear(8, 8)
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        hidden = nn.functional.dropout(self.linear(self.embedding(inputs["input_ids"])), 0.5)
+        return (hidden * inputs["attention_mask"].unsqueeze(-1)).sum(1)
+
+
+class SmallRetriever(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = SmallEncoder()
+        self.outputs: list[tuple[Tensor | None, Tensor | None]] = []
+
+    def forward(
+        self, query: Mapping[str, Tensor] | None = None, passage: Mapping[str, Tensor] | None = None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        query_output, passage_output = (None if side is None else self.encoder(side) for side in (query, passage))
+        self.outputs.append(tuple(None if out is None else out.detach() for out in (query_output, passage_output)))
+        return query_output, passage_output
+
+
+@pytest.mark.parametrize("how", ["function", "in-place"])
+def test_a_compiled_encoder_runs_one_program_in_both_passes(make_batch, how):
+    """With a graph in both: a program compiled for inference may draw other dropout than the one for training."""
+    with_graph = []
+
+    def backend(graph: torch.fx.GraphModule, _inputs: list[Tensor]) -> Callable[..., object]:
+        with_graph.append(torch.is_grad_enabled())
+        return graph.forward
+
+    torch.manual_seed(1)
+    retriever = SmallRetriever()
+    if how == "function":
+        retriever.encoder = torch.compile(retriever.encoder, backend=backend, dynamic=True)
+    else:
+        retriever.encoder.compile(backend=backend, dynamic=True)
+    cached = cached_forward(retriever, make_batch(10, 8), make_batch(20, 12), **ROWS)
+    compiled = len(with_graph)
+    cached.backward(torch.ones_like(cached.query), torch.ones_like(cached.passage))
+    assert all(with_graph)
+    assert len(with_graph) == compiled > 0
+    assert_replayed_bit_for_bit(retriever.outputs)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # inductor's own imports
+def test_inductor_s_dropout_is_replayed_bit_for_bit(make_batch):
+    torch.manual_seed(1)
+    retriever = SmallRetriever()
+    retriever.encoder = torch.compile(retriever.encoder, dynamic=True)
+    cached = cached_forward(retriever, make_batch(10, 8), make_batch(20, 12), **ROWS)
+    cached.backward(torch.ones_like(cached.query), torch.ones_like(cached.passage))
+    assert_replayed_bit_for_bit(retriever.outputs)
