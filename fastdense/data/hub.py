@@ -69,7 +69,10 @@ def split_files(files: Sequence[str], name: HubName) -> list[str]:
     Files that differ in more than numbers (``a-train``, ``b-train``) are no shards of one split: :class:`UserError`.
     """
     wanted = [name.split] + ([name.config] if name.config else [])
-    chosen = sorted(file for file in files if is_row_file(Path(file).name) and all(_has_word(file, w) for w in wanted))
+    rows = [file for file in files if is_row_file(Path(file).name)]
+    chosen = sorted(file for file in rows if all(_has_word(file, word) for word in wanted))
+    if not chosen and len(rows) == 1 and wanted == ["train"]:
+        return rows  # a corpus (Tevatron/wikipedia-nq-corpus): its one file is the default split
     if len({re.sub(r"\d+", "", file) for file in chosen}) > 1:
         raise UserError(
             f"{name.repository} has several data files for split {name.split} ({', '.join(chosen)}); "

@@ -152,6 +152,9 @@ SHARDS = ["train-00000-of-00002.parquet", "train-00001-of-00002.parquet"]
         (FILES, HubName("o/n", "train", "default"), []),
         (TYDI, HubName("o/n", "train", "thai"), ["mrtydi-v1.1-thai/train.jsonl.gz"]),
         (SHARDS[::-1], HubName("o/n", "train", None), SHARDS),
+        (["corpus.jsonl.gz", "n.py"], HubName("o/n", "train", None), ["corpus.jsonl.gz"]),
+        (["corpus.jsonl.gz", "n.py"], HubName("o/n", "dev", None), []),
+        (["corpus.jsonl.gz", "more.jsonl.gz"], HubName("o/n", "train", None), []),
     ],
 )
 def test_data_files_are_found_by_split(files: list[str], name: HubName, expected: list[str]) -> None:

@@ -322,6 +322,25 @@ def test_several_processes_are_refused(files, tiny_bert_dir, monkeypatch):
         )
 
 
+def test_data_sets_of_the_hub(seed_hub, tmp_path, tiny_rows):
+    """Tevatron's documented commands, against the stand-in of the hub: queries of a split, and a corpus."""
+    (tmp_path / "corpus").mkdir()
+    with gzip.open(tmp_path / "corpus" / "corpus.jsonl.gz", "wt") as file:
+        file.writelines(json.dumps(row["positive_passages"][0]) + "\n" for row in tiny_rows)
+    (tmp_path / "corpus" / "wikipedia-nq-corpus.py").write_text("raise SystemExit('must not run')\n")
+    seed_hub.add_dataset("Tevatron/wikipedia-nq-corpus", tmp_path / "corpus")
+    environment = seed_hub.environment(tmp_path / "home") | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "fastdense.encode", "--output_dir=temp", "--model_name_or_path=bert-base-uncased"]
+    for arguments in (
+        ["--dataset_name=Tevatron/wikipedia-nq/dev", "--encoded_save_path=q.pkl", "--q_max_len=32", "--encode_is_qry"],
+        ["--dataset_name=Tevatron/wikipedia-nq-corpus", "--encoded_save_path=p.pkl", "--encode_num_shard=20"],
+    ):
+        done = subprocess.run([*command, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    assert unpickle(tmp_path / "q.pkl")[1] == [str(i) for i in range(128)]
+    assert unpickle(tmp_path / "p.pkl")[1] == ["0", "2000", "4000"]
+
+
 def test_from_the_shell(vectors):
     files = ["--query_reps", "queries.pkl", "--passage_reps", "passages.pkl"]
     command = [sys.executable, "-m", "fastdense.search", *files]
