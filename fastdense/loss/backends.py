@@ -7,13 +7,18 @@ import torch
 from fastdense.loss.implementations import native, reference
 
 IMPLEMENTATIONS: dict[str, ModuleType] = {"native": native, "reference": reference}
-"""In the order in which ``"auto"`` tries them."""
+
+
+def _candidates(device: torch.device) -> tuple[str, ...]:
+    """What "auto" tries on a device, best first."""
+    # The CUDA kernel has been compiled, but not yet run on a GPU: there it is taken only if asked for by name.
+    return ("native", "reference") if device.type == "cpu" else ("reference",)
 
 
 def choose(implementation: str, device: torch.device, dtype: torch.dtype) -> str:
     """The name of the implementation that runs; one asked for by name runs or raises ``ValueError`` with the reason."""
     if implementation == "auto":
-        return next(name for name, module in IMPLEMENTATIONS.items() if module.unavailable(device, dtype) is None)
+        return next(name for name in _candidates(device) if IMPLEMENTATIONS[name].unavailable(device, dtype) is None)
     if implementation not in IMPLEMENTATIONS:
         names = ", ".join(repr(name) for name in ("auto", *IMPLEMENTATIONS))
         raise ValueError(f"implementation must be one of {names}, got {implementation!r}")
@@ -37,6 +42,16 @@ def backends(device: str | torch.device | None = None, dtype: torch.dtype = torc
     device = torch.device(device)
     report = {name: module.unavailable(device, dtype) or "available" for name, module in IMPLEMENTATIONS.items()}
     picked = choose("auto", device, dtype)
-    passed_over = [f"{name} cannot run: {reason}" for name, reason in report.items() if reason != "available"]
-    why = "; ".join(passed_over) or "the fastest of those available"
-    return {**report, "auto": f"{picked} for {str(dtype).removeprefix('torch.')} on {device.type} ({why})"}
+    return {**report, "auto": f"{picked} for {_name(dtype)} on {device.type}, because {_why(picked, report)}"}
+
+
+def _why(picked: str, report: dict[str, str]) -> str:
+    if report["native"] != "available":
+        return f"native cannot run: {report['native']}"
+    if picked != "native":
+        return "native has not yet been run on this kind of device"
+    return "it is the fastest of those available"
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -120,6 +120,16 @@ def accumulation_dtype(query: Tensor) -> torch.dtype:
     return torch.float64 if query.dtype == torch.float64 else torch.float32
 
 
+def row_weights(query: Tensor, weight: Tensor | None, mean: bool) -> Tensor:
+    """[N]: what the loss of each row is multiplied by; all zeros where the weights' sum is zero."""
+    if weight is None:
+        weight = query.new_ones(query.shape[0], dtype=accumulation_dtype(query))
+    if not mean:
+        return weight
+    total = weight.sum()
+    return torch.where(total > 0, weight / total, torch.zeros_like(weight))
+
+
 def _check_representations(query: Tensor, passage: Tensor) -> None:
     for name, tensor, shape in (("query", query, "[N, D]"), ("passage", passage, "[M, D]")):
         if not isinstance(tensor, Tensor):

@@ -74,8 +74,11 @@ def test_auto_takes_what_can_run():
     assert contrastive_loss(Q.double(), P.double()).dtype == torch.float64
     assert backends("cpu")["auto"].startswith("native for float32 on cpu")
     report = backends("cpu", torch.float64)
-    assert report["auto"].startswith("reference for float64 on cpu (native cannot run: it has no float64 kernel")
+    assert report["auto"].startswith(
+        "reference for float64 on cpu, because native cannot run: it has no float64 kernel"
+    )
     assert report["reference"] == "available"
+    assert backends("cuda")["auto"].startswith("reference for float32 on cuda, because native ")
 
 
 @pytest.mark.parametrize("scale", [0.0, -1.0, float("inf")])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastdense.loss import operator
-from fastdense.loss.problem import accumulation_dtype
+from fastdense.loss.problem import accumulation_dtype, row_weights
 
 
 def unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -38,7 +38,7 @@ def _chunked(
     result = operator.empty_results(query, passage, query_grad, passage_grad)
     dtype = accumulation_dtype(query)
     passage = passage.to(dtype)
-    row_weight = _row_weight(query.shape[0], weight, mean, scale)
+    row_weight = row_weights(query, weight, mean)
     result.loss.zero_()
     result.scale_grad.zero_()
     result.passage_grad.zero_()
@@ -73,15 +73,6 @@ def _chunked(
         if passage_grad:
             result.passage_grad.add_(gradient.T @ chunk * scale)
     return tuple(result)
-
-
-def _row_weight(rows: int, weight: Tensor | None, mean: bool, like: Tensor) -> Tensor:
-    """What the loss of each row is multiplied by; all zeros where the weights' sum is zero."""
-    weight = like.new_ones(rows) if weight is None else weight.to(like.dtype)
-    if not mean:
-        return weight
-    total = weight.sum()
-    return torch.where(total > 0, weight / total, torch.zeros_like(weight))
 
 
 def _left_out(label: Tensor, passage_id: Tensor | None) -> Tensor | None:
