@@ -129,7 +129,8 @@ class _Calls:
                     queries.append(query.detach())
                 if passage is not None:
                     passages.append(passage.detach())
-        torch.clear_autocast_cache()  # it now holds weights without a graph: a replay would lose their gradients
+        # In torch 2.10 it now holds weights that were cast without a graph; a replay would lose their gradients.
+        torch.clear_autocast_cache()
         return self._query.in_order(queries), self._passage.in_order(passages)
 
     def replay(self, query_grad: Tensor, passage_grad: Tensor) -> None:
