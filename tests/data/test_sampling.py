@@ -36,6 +36,7 @@ def v1_passages(positives: list, negatives: list, n_passages: int, item: int, se
         (3, 1, 42, 1, 2),  # 44 % 3
         (3, 1, 42, 2, 0),  # 45 % 3
         (5, 7, 0, 39, 1),  # 46 % 5
+        (7, 3, 40, 2, 3),  # 45 % 7
     ],
 )
 def test_positive_by_hand(count: int, row: int, seed: int, epoch: int, expected: int) -> None:

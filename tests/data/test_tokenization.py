@@ -1,13 +1,14 @@
 """Special tokens and text rules, for tokenizers of several families."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from fastdense.data.collation import pad_token_id
-from fastdense.data.tokenization import SpecialTokens, passage_text, resolve_separator, token_ids
+from fastdense.data.tokenization import SpecialTokens, _tokenizer_identity, passage_text, resolve_separator, token_ids
 from fastdense.errors import UserError
 
 WORDS = {word: i for i, word in enumerate(["<pad>", "<s>", "</s>", "<unk>", "text", "a", "0", "river", "bridge"])}
@@ -56,10 +57,20 @@ def test_no_special_tokens_are_cut_to_the_full_length() -> None:
     assert SpecialTokens((), ()).frame([5, 6, 7], 2) == [5, 6]
 
 
-def test_a_tokenizer_that_changes_the_text(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tokenizer_that_changes_the_text() -> None:
     tokenizer = word_tokenizer("</s> </s>")
     with pytest.raises(UserError, match="tokenizes a text differently with and without special tokens"):
         SpecialTokens.of(tokenizer)
+
+
+def test_a_tokenizer_s_identity_is_its_vocabulary_and_rules(tiny_bert_dir: Path) -> None:
+    used = AutoTokenizer.from_pretrained(tiny_bert_dir)
+    before = _tokenizer_identity(used)
+    used(["a text", "another"], padding=True, truncation=True, max_length=3)
+    assert used.backend_tokenizer.truncation, "or the test shows nothing"
+    assert _tokenizer_identity(used) == before
+    used.add_tokens(["entirely-new"])
+    assert _tokenizer_identity(used) != before
 
 
 def test_long_texts_are_tokenized_whole_without_a_warning(tokenizer: Any, caplog: pytest.LogCaptureFixture) -> None:
