@@ -1,13 +1,14 @@
 """``python -m fastdense.builtin_data``: write the built-in data set, made from installed Python documentation."""
 
-import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
-from fastdense.command import run
+from fastdense.command import CommandParser, run
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m fastdense.builtin_data", description=__doc__, allow_abbrev=False)
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Arguments -> documentation -> a data set and an untrained model."""
+    parser = CommandParser(prog="python -m fastdense.builtin_data", description=__doc__)
     parser.add_argument("--output_dir", type=Path, required=True, help="the directory to write; replaced if it exists")
     parser.add_argument(
         "--source",
@@ -16,14 +17,14 @@ def main() -> None:
         metavar="PACKAGE",
         help="'stdlib' (default) and import names of installed packages, such as numpy torch",
     )
-    arguments = parser.parse_args()
+    parsed = parser.parse_args(arguments)
 
     from fastdense.data.builtin import write_builtin_data  # transformers takes seconds: not for --help
 
-    retrieval_set = write_builtin_data(arguments.output_dir, arguments.source)
+    retrieval_set = write_builtin_data(parsed.output_dir, parsed.source)
     for split, passages in retrieval_set.passages.items():
         print(f"{split:5} {len(passages):6} passages {len(retrieval_set.queries[split]):6} queries")
-    print(f"written to {arguments.output_dir}")
+    print(f"written to {parsed.output_dir}")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 """How every command ends: exit status 0, or one sentence and exit status 2."""
 
+import argparse
 import logging
 import os
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from fastdense.errors import UserError
 
@@ -27,6 +28,16 @@ def run(main: Callable[[], None]) -> NoReturn:
         print("interrupted", file=sys.stderr, flush=True)
         sys.exit(130)
     sys.exit(0)
+
+
+class CommandParser(argparse.ArgumentParser):
+    """``argparse`` without abbreviations; a mistake is a :class:`UserError` and not a page of usage."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(allow_abbrev=False, **settings)
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message.removeprefix('argument ')}; see {self.prog} --help")
 
 
 def show_log(process_index: int = 0) -> None:

@@ -23,6 +23,13 @@ def _fsync_tree(directory: Path) -> None:
         _fsync(Path(folder))
 
 
+def check_takes_files(directory: str | os.PathLike[str]) -> None:
+    """Make ``directory`` if need be; raise OSError unless files can be made in it."""
+    Path(directory).mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=directory):
+        pass
+
+
 @contextlib.contextmanager
 def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; on success it is synced to disk and renamed to ``path``.

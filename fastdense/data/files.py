@@ -44,7 +44,7 @@ def _files_at(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
     if not path.is_dir():
-        raise UserError(f"{path}: there is no such file or directory; name a file of training rows or their directory")
+        raise UserError(f"{path}: there is no such file or directory; name a file of rows or a directory of such files")
     files = sorted(file for file in path.iterdir() if is_row_file(file.name) and file.is_file())
     if not files:
         raise UserError(f"{path}: no file in this directory ends in {', '.join(ROW_FILE_SUFFIXES)}; put the rows there")

@@ -23,14 +23,6 @@ def load_encoder(model: EncoderArguments, data: EncodeArguments) -> tuple[Encode
     precision = autocast_dtype(model.fp16, model.bf16, device)
     source: dict[str, Any] = {"cache_dir": model.cache_dir, "revision": model.model_revision}
     settings = read_settings(model.model_name_or_path, **source) or RetrieverSettings()
-    own_tokenizer: dict[str, Any] = {"revision": model.model_revision} if model.tokenizer_name is None else {}
-    tokenizer = load_tokenizer(
-        model.tokenizer_name or model.model_name_or_path,
-        cache_dir=model.cache_dir,
-        trust_remote_code=model.trust_remote_code,
-        **own_tokenizer,
-    )
-    tokenize = _text_tokenizer(tokenizer, data, settings)
     retriever = load_retriever(
         model.model_name_or_path,
         normalize=model.normalize,
@@ -39,6 +31,14 @@ def load_encoder(model: EncoderArguments, data: EncodeArguments) -> tuple[Encode
         attn_implementation=model.attn_implementation,
         **source,
     )
+    own_tokenizer: dict[str, Any] = {"revision": model.model_revision} if model.tokenizer_name is None else {}
+    tokenizer = load_tokenizer(
+        model.tokenizer_name or model.model_name_or_path,
+        cache_dir=model.cache_dir,
+        trust_remote_code=model.trust_remote_code,
+        **own_tokenizer,
+    )
+    tokenize = _text_tokenizer(tokenizer, data, settings)
     encoder = retriever.query_encoder if data.encode_is_qry else retriever.passage_encoder
     check_fits(encoder, tokenize)
     return encoder.to(device), tokenize, precision

@@ -14,7 +14,7 @@ from transformers import Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
 from fastdense.errors import UserError
-from fastdense.files import publish_directory, publish_files, remove
+from fastdense.files import check_takes_files, publish_directory, publish_files, remove
 from fastdense.modeling.load import load_weights
 from fastdense.modeling.save import retriever_entries, save_retriever
 from fastdense.modeling.settings import RetrieverSettings
@@ -80,9 +80,7 @@ def prepare_output_dir(args: RetrieverTrainingArguments, *, resuming: bool) -> N
     if directory.exists() and not directory.is_dir():
         raise UserError(f"--output_dir {directory} is a file; name a directory")
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=directory):
-            pass
+        check_takes_files(directory)
     except OSError as error:
         raise UserError(f"--output_dir {directory} cannot be written: {error.strerror}") from error
     for leftover in directory.glob(f"{_STAGING}*"):  # a killed run's unfinished save

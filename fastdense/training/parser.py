@@ -68,7 +68,8 @@ class Parser(HfArgumentParser):
         except UserError:
             raise
         except (ValueError, TypeError, ImportError, OSError) as error:  # the libraries' own checks of their flags
-            raise UserError(" ".join(str(error).split())) from error
+            message = re.sub(r"\b[A-Z]\w+\.([A-Z]+)\b", lambda member: member[1].lower(), str(error))  # of an enum
+            raise UserError(" ".join(message.split())) from error
 
     def _reject(self, argument: str) -> NoReturn:
         name = argument.split("=")[0]
@@ -105,7 +106,9 @@ class Parser(HfArgumentParser):
         for name, value in _read_config(path).items():
             option = f"--{name}"
             action = self._option_string_actions.get(option)
-            if action is None or name in ("config", "help"):
+            if name in ("config", "help"):
+                raise UserError(f"{path}: {name} belongs on the command line, not into a configuration file")
+            if action is None:
                 raise UserError(f"{path}: unknown key {name!r}: {self._advice(option)}")
             if isinstance(value, list):
                 if action.nargs not in ("+", "*"):

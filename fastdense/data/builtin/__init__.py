@@ -15,7 +15,9 @@ from fastdense.data.builtin.interpreter import compiled_objects, help_topics
 from fastdense.data.builtin.retrieval_set import Passage, Query, RetrievalSet, build_retrieval_set, hard_negatives
 from fastdense.data.builtin.small_model import write_small_model
 from fastdense.errors import UserError
-from fastdense.files import atomic_directory
+from fastdense.files import atomic_directory, check_takes_files
+
+_ENTRIES = {"train.jsonl", "dev", "test", "model"}
 
 __all__ = ["STANDARD_LIBRARY", "write_builtin_data"]
 
@@ -29,8 +31,10 @@ def write_builtin_data(output_dir: Path, sources: Sequence[str] = (STANDARD_LIBR
     packages, same bytes.
 
     Raises:
-        UserError: a source is not installed or has no Python source, or is too small to be split.
+        UserError: ``output_dir`` holds anything but an earlier data set, or cannot be written; a source is not
+            installed or has no Python source, or is too small to be split.
     """
+    _check_output_dir(Path(output_dir))
     objects = [item for source in dict.fromkeys(sources) for item in _objects(source)]
     retrieval_set = build_retrieval_set(objects)
     for split, queries in retrieval_set.queries.items():
@@ -42,6 +46,18 @@ def write_builtin_data(output_dir: Path, sources: Sequence[str] = (STANDARD_LIBR
         _write_evaluation(directory / "test", retrieval_set.queries["test"], retrieval_set.all_passages())
         write_small_model(_training_texts(retrieval_set), directory / "model")
     return retrieval_set
+
+
+def _check_output_dir(directory: Path) -> None:
+    if directory.exists() and not directory.is_dir():
+        raise UserError(f"--output_dir {directory} is a file; name a directory")
+    foreign = {entry.name for entry in directory.iterdir()} - _ENTRIES if directory.is_dir() else set()
+    if foreign:  # the directory is replaced, and what somebody else put there would be lost
+        raise UserError(f"--output_dir {directory} holds other files ({min(foreign)}); name a new directory")
+    try:
+        check_takes_files(directory.absolute().parent)
+    except OSError as error:
+        raise UserError(f"--output_dir {directory} cannot be made: {error.strerror}") from None
 
 
 def _objects(source: str) -> Iterable[DocumentedObject]:
