@@ -1,12 +1,12 @@
 """From documented objects to a retrieval data set: queries, passages, hard negatives and splits."""
 
 import hashlib
-import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from fastdense.data.builtin.extraction import DocumentedObject
+from fastdense.data.builtin.texts import inner_queries, passage_text, query_text
 from fastdense.errors import UserError
 
 SPLITS = ("train", "dev", "test")
@@ -14,11 +14,6 @@ SPLITS = ("train", "dev", "test")
 _HELD_OUT_SHARE = 0.1  # of all passages, for dev and test each
 _LARGEST_HELD_OUT = 0.25  # of that share
 _HARD_NEGATIVES = 4
-_PASSAGE_LENGTH = 800  # characters; far beyond the few hundred that a small encoder reads
-_QUERY_WORDS = range(4, 41)
-
-# A sentence ends before a capital, a quotation or a bracket: not after "e.g." or inside "os.path".
-_SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z\"'`(])")
 
 
 @dataclass(frozen=True)
@@ -33,7 +28,10 @@ class Passage:
 
 @dataclass(frozen=True)
 class Query:
-    """A question and the passages that answer it (several, when objects share one summary)."""
+    """A question and the passages that answer it (several, when objects share one summary).
+
+    A positive may lack a sentence of the passage with its docid: the query's own.
+    """
 
     query_id: str
     text: str
@@ -54,28 +52,31 @@ class RetrievalSet:
 def build_retrieval_set(objects: Iterable[DocumentedObject]) -> RetrievalSet:
     """Make a data set whose queries are summaries and whose passages are the rest of the same objects.
 
-    Modules are dealt out whole. A text that turns up in several splits stays in the first of train, dev, test, so
-    nothing that is asked or found in dev or test has been trained on. The result depends on ``objects`` alone.
+    Training also asks for sentences taken out of passages. Modules are dealt out whole. A text that turns up in
+    several splits stays in the first of train, dev, test, so nothing that is asked or found in dev or test has been
+    trained on. The result depends on ``objects`` alone.
     """
     objects = list(objects)
     split_of = split_modules([item.module for item in objects])
     result = RetrievalSet({}, {})
-    docids: Counter[str] = Counter()
     taken_texts: set[str] = set()
-    taken_questions: set[str] = set()
+    taken_queries: set[str] = set()
+    docids: Counter[str] = Counter()
     for split in SPLITS:
         own = [item for item in objects if split_of[item.module] == split]
-        described = _distinct_passages(own, taken_texts, docids)
+        described = list(_distinct_passages(own, taken_texts, docids))
+        asked = [(query_text(item), passage) for item, passage in described]
+        if split == "train":
+            asked.extend(_inner_pairs(described, taken_texts))
         result.passages[split] = [passage for _, passage in described]
-        result.queries[split] = _distinct_queries(described, taken_questions, split)
+        result.queries[split] = _distinct_queries(asked, taken_queries, split)
     return result
 
 
 def _distinct_passages(
     objects: Iterable[DocumentedObject], taken_texts: set[str], docids: Counter[str]
-) -> list[tuple[DocumentedObject, Passage]]:
+) -> Iterator[tuple[DocumentedObject, Passage]]:
     """Each object with its passage, those left out whose text is in ``taken_texts``; adds to both collections."""
-    described = []
     for item in objects:
         text = passage_text(item)
         if text in taken_texts:
@@ -84,20 +85,27 @@ def _distinct_passages(
         docids[item.qualified_name] += 1
         count = docids[item.qualified_name]
         docid = item.qualified_name if count == 1 else f"{item.qualified_name}#{count}"
-        described.append((item, Passage(docid, item.qualified_name, text, item.module)))
-    return described
+        yield item, Passage(docid, item.qualified_name, text, item.module)
 
 
-def _distinct_queries(
-    described: Iterable[tuple[DocumentedObject, Passage]], taken_questions: set[str], split: str
-) -> list[Query]:
-    """One query for each summary that is not in ``taken_questions``; adds to it."""
-    answers: dict[str, list[tuple[str, Passage]]] = defaultdict(list)
+def _inner_pairs(
+    described: Iterable[tuple[DocumentedObject, Passage]], taken_texts: set[str]
+) -> Iterator[tuple[str, Passage]]:
+    """Sentences with the passage that each was taken out of, which keeps its docid: it is the same thing."""
     for item, passage in described:
-        question = query_text(item)
-        if len(question.split()) in _QUERY_WORDS and question.casefold() not in taken_questions:
-            answers[question.casefold()].append((question, passage))
-    taken_questions.update(answers)
+        for query, text in inner_queries(item):
+            if text not in taken_texts:
+                taken_texts.add(text)
+                yield query, replace(passage, text=text)
+
+
+def _distinct_queries(asked: Iterable[tuple[str | None, Passage]], taken_queries: set[str], split: str) -> list[Query]:
+    """One query for each text that is not in ``taken_queries``, whatever its case; adds to it."""
+    answers: dict[str, list[tuple[str, Passage]]] = defaultdict(list)
+    for text, passage in asked:
+        if text is not None and text.casefold() not in taken_queries:
+            answers[text.casefold()].append((text, passage))
+    taken_queries.update(answers)
     return [
         Query(f"{split}-{number}", group[0][0], tuple(passage for _, passage in group))
         for number, group in enumerate(answers.values())
@@ -135,31 +143,12 @@ def split_modules(modules: Sequence[str]) -> dict[str, str]:
     return split_of
 
 
-def query_text(item: DocumentedObject) -> str:
-    """The summary of an object without its own name, which would give the passage away."""
-    summary, _ = _split_docstring(item.docstring)
-    nameless = re.sub(rf"\b{re.escape(item.name)}\b(?:\(\))?", " ", summary, flags=re.IGNORECASE)
-    return re.sub(r"\s+([.,;:!?)])", r"\1", " ".join(nameless.split())).strip(" -:,;=")
-
-
-def passage_text(item: DocumentedObject) -> str:
-    """All that is known of an object but its summary: signature, the docstring's rest, code."""
-    _, details = _split_docstring(item.docstring)
-    return "\n".join(part for part in (item.signature, details, item.code) if part)[:_PASSAGE_LENGTH].rstrip()
-
-
 def hard_negatives(query: Query, neighbours: Sequence[Passage]) -> list[Passage]:
     """The passages that stand nearest to the query's first positive in ``neighbours``, its module's passages.
 
     Positives are left out; a module of few passages gives fewer than usual, or none.
     """
-    place = neighbours.index(query.positives[0])
+    positives = {passage.docid for passage in query.positives}
+    place = next(n for n, passage in enumerate(neighbours) if passage.docid == query.positives[0].docid)
     nearest = sorted(range(len(neighbours)), key=lambda other: (abs(other - place), other))
-    return [neighbours[other] for other in nearest if neighbours[other] not in query.positives][:_HARD_NEGATIVES]
-
-
-def _split_docstring(docstring: str) -> tuple[str, str]:
-    """The first sentence on one line, and the rest as it stands."""
-    paragraph, _, rest = docstring.strip().partition("\n\n")
-    summary, *remainder = _SENTENCE_END.split(" ".join(paragraph.split()), maxsplit=1)
-    return summary, "\n".join(part for part in (*remainder, rest.strip()) if part)
+    return [neighbours[other] for other in nearest if neighbours[other].docid not in positives][:_HARD_NEGATIVES]
