@@ -12,7 +12,7 @@ TORCH  ?= torch==2.13.0
 ifdef HERE
 PY           := $(PYTHON)
 CLANG_FORMAT := clang-format
-PARALLEL     := $(shell $(PYTHON) -c 'import xdist' 2>/dev/null && echo -n auto)
+PARALLEL     := $(if $(shell $(PYTHON) -c 'import xdist' 2>/dev/null && echo yes),-n auto)
 DEMO         := here
 DEV          := here
 else
