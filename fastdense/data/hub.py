@@ -18,6 +18,7 @@ from fastdense.data.files import Source, file_identities, files_source, is_row_f
 from fastdense.errors import UserError
 
 PARQUET_REVISION = "refs/convert/parquet"
+OTHER_SPLITS = ("dev", "validation", "valid", "val", "test")
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def split_files(files: Sequence[str], name: HubName) -> list[str]:
     wanted = [name.split] + ([name.config] if name.config else [])
     rows = [file for file in files if is_row_file(Path(file).name)]
     chosen = sorted(file for file in rows if all(_has_word(file, word) for word in wanted))
-    if not chosen and len(rows) == 1 and wanted == ["train"]:
+    if not chosen and len(rows) == 1 and wanted == ["train"] and not any(_has_word(rows[0], s) for s in OTHER_SPLITS):
         return rows  # a corpus (Tevatron/wikipedia-nq-corpus): its one file is the default split
     if len({re.sub(r"\d+", "", file) for file in chosen}) > 1:
         raise UserError(

@@ -154,6 +154,7 @@ SHARDS = ["train-00000-of-00002.parquet", "train-00001-of-00002.parquet"]
         (SHARDS[::-1], HubName("o/n", "train", None), SHARDS),
         (["corpus.jsonl.gz", "n.py"], HubName("o/n", "train", None), ["corpus.jsonl.gz"]),
         (["corpus.jsonl.gz", "n.py"], HubName("o/n", "dev", None), []),
+        (["nq-dev.jsonl.gz", "n.py"], HubName("o/n", "train", None), []),
         (["corpus.jsonl.gz", "more.jsonl.gz"], HubName("o/n", "train", None), []),
     ],
 )

@@ -3,6 +3,8 @@
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fastdense.data.rows import Passage, Row, RowError, RowFormat, detect_format, parse_row
 
@@ -135,3 +137,24 @@ BAD_ROWS = [
 def test_bad_row(row: Any, message: str) -> None:
     with pytest.raises(RowError, match=message):
         parse(row)
+
+
+NAMES = ["query", "anchor", "positive_passages", "positives", "pos", "positive", "negatives", "neg", "negative_1", "x"]
+LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3)
+VALUES = st.recursive(
+    LEAVES,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["text", "title", "docid"]), inner),
+    max_leaves=6,
+)
+
+
+@given(VALUES | st.dictionaries(st.sampled_from(NAMES), VALUES, max_size=4))
+def test_whatever_json_holds_is_a_row_or_a_row_error(value: Any) -> None:
+    try:
+        row = parse(value)
+    except RowError:
+        return
+    assert (row.query is None) != (row.query_ids is None)
+    assert row.positives
+    for passage in row.positives + row.negatives:
+        assert (passage.text is None) != (passage.ids is None)

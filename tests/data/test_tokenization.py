@@ -1,10 +1,11 @@
 """Special tokens and text rules, for tokenizers of several families."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from fastdense.data.collation import pad_token_id
@@ -51,6 +52,40 @@ def test_framing_equals_the_tokenizer_s_own(tokenizer: Any) -> None:
         own = tokenizer(text, truncation=True, max_length=7)["input_ids"]
         assert special_tokens.frame(token_ids(tokenizer, [text])[0], 7) == own
         assert special_tokens.frame(token_ids(tokenizer, [text])[0][:7], 7) == own, "rows are cut to 7 ids before"
+
+
+def byte_pair_tokenizer() -> PreTrainedTokenizerFast:
+    """RoBERTa's kind: byte-level pairs, where a leading space belongs to a word, and <s> ... </s> around a text."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    special = ["<s>", "<pad>", "</s>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    backend.train_from_iterator(["who built the castle of stone"] * 3, trainer)
+    backend.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), add_prefix_space=False)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
+
+
+def sentence_piece_tokenizer() -> PreTrainedTokenizerFast:
+    """Llama's kind: words marked by what precedes them, <s> before a text, no padding token."""
+    pieces = [("<unk>", 0.0), ("<s>", 0.0), ("</s>", 0.0), *((piece, -2.0) for piece in "▁ who▁buildstheca")]
+    backend = Tokenizer(models.Unigram(list(dict.fromkeys(pieces)), unk_id=0))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    backend.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+
+@pytest.mark.parametrize("build", [byte_pair_tokenizer, sentence_piece_tokenizer])
+@pytest.mark.parametrize("max_length", [4, 9, 100])
+def test_framing_in_other_families(build: Callable[[], PreTrainedTokenizerFast], max_length: int) -> None:
+    tokenizer = build()
+    special_tokens = SpecialTokens.of(tokenizer)
+    assert special_tokens.prefix == (tokenizer.bos_token_id,)
+    for text in ("who built the castle", " the castle", "é"):
+        own = tokenizer(text, truncation=True, max_length=max_length)["input_ids"]
+        assert special_tokens.frame(token_ids(tokenizer, [text])[0], max_length) == own
 
 
 def test_no_special_tokens_are_cut_to_the_full_length() -> None:
