@@ -8,11 +8,11 @@ from fastdense.retrieval.evaluation_set import EvaluationSet
 from fastdense.retrieval.rankings import Run
 
 QUESTIONS = (
-    "remove whitespace from both ends of a string",
-    "how do I send an email message",
-    "run a function in another thread",
-    "parse the arguments of the command line",
-    "what is the largest common divisor of two numbers",
+    "fetch a web page over http",
+    "read the attachments of an email",
+    "wait until all tasks are done",
+    "write log messages to a file",
+    "parse an xml document from a string",
 )
 _ANSWERS = 3
 _WIDTH = 100
@@ -29,7 +29,7 @@ def print_answers(run: Run, texts: EvaluationSet) -> None:
     """Print the best passages for each question: score, title and the beginning of the text."""
     passages = {passage.text_id: passage for passage in texts.passages}
     for number, question in enumerate(QUESTIONS):
-        print(f"\n  {question}?")
+        print(f"\n  {question}")
         found = run[f"question-{number}"]
         for passage_id, score in list(zip(found.passage_ids, found.scores, strict=True))[:_ANSWERS]:
             passage = passages[passage_id]

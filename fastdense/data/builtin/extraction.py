@@ -97,7 +97,8 @@ def _walk(root: Path) -> Iterator[Path]:
 
 
 def _module_name(prefix: str, relative: Path) -> str:
-    parts = [prefix, *relative.with_suffix("").parts]
+    parts = [prefix, *relative.parts]
+    parts[-1] = parts[-1].removesuffix(".py")
     if parts[-1] == "__init__":
         parts.pop()
     name = ".".join(part for part in parts if part)
