@@ -90,8 +90,9 @@ def load_weights(retriever: Retriever, directory: str | Path) -> None:
         saved = load_retriever(directory, trust_remote_code=own_code)
     weights, own = saved.state_dict(), retriever.state_dict()
     different = sorted(name for name in weights.keys() | own.keys() if _shape(weights, name) != _shape(own, name))
-    if different or saved.tied != retriever.tied:
-        difference = different[0] if different else f"{'shared' if saved.tied else 'separate'} encoders"
+    kind, own_kind = _kind(saved), _kind(retriever)
+    if different or kind != own_kind:
+        difference = different[0] if kind == own_kind else f"{kind} there; {own_kind} here"
         raise UserError(f"{directory} was saved from another kind of model than the one in training ({difference})")
     retriever.load_state_dict(weights)
 
@@ -110,6 +111,15 @@ def _load_encoder(
             f"is {hidden_size}"
         )
     return Encoder(backbone, pooling, projection, bool(tower.normalize) if normalize is None else normalize)
+
+
+def _kind(retriever: Retriever) -> str:
+    """What the weights do not tell."""
+    encoder = retriever.query_encoder
+    return (
+        f"{'shared' if retriever.tied else 'separate'} encoders, {encoder.pooling} pooling, "
+        f"{'' if encoder.normalize else 'not '}normalized"
+    )
 
 
 def _shape(weights: dict[str, Any], name: str) -> torch.Size | None:

@@ -1,16 +1,16 @@
 """Checkpoints that are whole or absent, and load wherever the finished model loads."""
 
 import contextlib
-import json
 import re
 import shutil
 import tempfile
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Trainer
+from transformers import Trainer, TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
 from fastdense.errors import UserError
@@ -59,19 +59,18 @@ def _check(checkpoint: Path) -> None:
     advice = "resume from another checkpoint"
     if not checkpoint.is_dir():
         raise UserError(f"--resume_from_checkpoint: {checkpoint} is no directory; name a checkpoint-*, true or auto")
-    for name in (_STATE, "optimizer.pt", "scheduler.pt"):
+    random_states = sorted(path.name for path in checkpoint.glob("rng_state*.pth"))
+    for name in (_STATE, "optimizer.pt", "scheduler.pt", *(random_states or ["rng_state.pth"])):
         if not (checkpoint / name).is_file():
             raise UserError(f"{checkpoint} is no whole checkpoint: {name} is missing; {advice}")
+        if name.endswith((".pt", ".pth")) and not zipfile.is_zipfile(checkpoint / name):
+            raise UserError(f"{checkpoint / name} is damaged; {advice}")
     try:
-        state = json.loads((checkpoint / _STATE).read_text(encoding="utf-8"))
-        state["global_step"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{checkpoint / _STATE} is damaged; {advice}") from error
-    for name in ("optimizer.pt", "scheduler.pt"):
-        try:
-            torch.load(checkpoint / name, mmap=True, map_location="cpu", weights_only=True)
-        except Exception as error:
-            raise UserError(f"{checkpoint / name} is damaged; {advice}") from error
+        steps = TrainerState.load_from_json(str(checkpoint / _STATE)).global_step
+    except (ValueError, TypeError):
+        steps = 0
+    if steps < 1:
+        raise UserError(f"{checkpoint / _STATE} is damaged; {advice}")
 
 
 def prepare_output_dir(args: RetrieverTrainingArguments, *, resuming: bool) -> None:
@@ -169,6 +168,19 @@ class CheckpointingTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         load_weights(self.model, resume_from_checkpoint)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        settings = [set(group) for group in self.optimizer.param_groups]
+        try:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            fits = all(own <= set(group) for own, group in zip(settings, self.optimizer.param_groups, strict=True))
+        except (ValueError, KeyError, TypeError):
+            fits = False
+        if not fits:  # found here, and not by a KeyError in the first step
+            raise UserError(
+                f"{checkpoint}: the state of its optimizer does not fit --optim {self.args.optim.value}; "
+                "resume with the flags that the run began with"
+            )
 
     def _load_best_model(self) -> None:
         load_weights(self.model, self.state.best_model_checkpoint)
