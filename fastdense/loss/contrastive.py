@@ -57,8 +57,8 @@ def contrastive_loss(
             the query out of all queries, with the same weights, and with queries of equal target id left out.
         reduction: "mean" or "sum" over rows.
         implementation: "auto", "native" or "reference"; see :func:`fastdense.backends`.
-        chunk_bytes: how much memory the chunk of scores may take; default 32 MiB, or the environment variable
-            FASTDENSE_LOSS_CHUNK_BYTES. At least one row is computed at a time.
+        chunk_bytes: how much memory a chunk of scores may take. Default: the environment variable
+            FASTDENSE_LOSS_CHUNK_BYTES, else 32 MiB on a CPU and 1 GiB elsewhere. A chunk has at least one row.
 
     Returns:
         The loss, shape [], float32 (float64 for float64 inputs). Gradients have the dtypes of their inputs.

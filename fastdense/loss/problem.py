@@ -11,8 +11,14 @@ FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 REDUCTIONS = ("mean", "sum")
 
 
-def _chunk_bytes_from_environment(default: int = 32 * 2**20) -> int:
-    text = os.environ.get("FASTDENSE_LOSS_CHUNK_BYTES", str(default))
+CPU_CHUNK_BYTES = 32 * 2**20  # about a last-level cache
+GPU_CHUNK_BYTES = 2**30  # thousands of rows, or updating passage_grad for each chunk takes longer than its products
+
+
+def _chunk_bytes_from_environment() -> int | None:
+    text = os.environ.get("FASTDENSE_LOSS_CHUNK_BYTES")
+    if text is None:
+        return None
     if not text.isascii() or not text.isdigit() or int(text) == 0:
         raise ValueError(
             f"the environment variable FASTDENSE_LOSS_CHUNK_BYTES must be a positive number of bytes, got {text!r}"
@@ -20,7 +26,12 @@ def _chunk_bytes_from_environment(default: int = 32 * 2**20) -> int:
     return int(text)
 
 
-DEFAULT_CHUNK_BYTES = _chunk_bytes_from_environment()
+_CHUNK_BYTES = _chunk_bytes_from_environment()
+
+
+def default_chunk_bytes(device: torch.device) -> int:
+    """The environment's budget for a chunk of scores, or one that suits the device."""
+    return _CHUNK_BYTES or (CPU_CHUNK_BYTES if device.type == "cpu" else GPU_CHUNK_BYTES)
 
 
 @dataclass(frozen=True)
@@ -111,7 +122,7 @@ def make_problem(
         weight=None if weight is None else weight.to(accumulation_dtype(query)),
         label_smoothing=float(label_smoothing),
         mean=reduction == "mean",
-        chunk_bytes=chunk_bytes or DEFAULT_CHUNK_BYTES,
+        chunk_bytes=chunk_bytes or default_chunk_bytes(query.device),
     )
 
 

@@ -42,37 +42,51 @@ def _chunked(
     result.loss.zero_()
     result.scale_grad.zero_()
     result.passage_grad.zero_()
-    # Scores, their softmax and its gradient lie in memory together.
-    step = max(1, chunk_bytes // max(1, 3 * passage.shape[0] * dtype.itemsize))
+    # Six matrices of the chunk's size are alive at the peak.
+    step = max(1, chunk_bytes // max(1, 6 * passage.shape[0] * dtype.itemsize))
     for start in range(0, query.shape[0], step):
         rows = slice(start, start + step)
         chunk = query[rows].to(dtype)
         similarity = chunk @ passage.T
         label = target[rows].unsqueeze(1)
-        target_similarity = similarity.gather(1, label)
         left_out = _left_out(label, passage_id)
         wanted = _wanted_distribution(similarity, label, left_out, label_smoothing)
-
-        # Relative to the target's: large scores would leave no digits for their differences.
-        excess = similarity - target_similarity
-        scores = excess * scale
-        if left_out is not None:
-            scores.masked_fill_(left_out, -torch.inf)
-        log_normalizer = scores.logsumexp(1)
-        target_score = target_similarity.squeeze(1) * scale
-        result.log_normalizer[rows] = log_normalizer + target_score
-        result.target_score[rows] = target_score
-        result.correct[rows] = scores.scatter(1, label, -torch.inf).amax(1) < 0
-
-        loss = log_normalizer - (wanted * excess).sum(1) * scale
-        result.loss.add_((loss * row_weight[rows]).sum())
-        gradient = scores.softmax(1).sub_(wanted).mul_(row_weight[rows].unsqueeze(1))
-        result.scale_grad.add_((gradient * excess).sum())
+        gradient = _gradient_of_scores(similarity, label, left_out, wanted, scale, row_weight[rows], result, rows)
         if query_grad:
             result.query_grad[rows] = gradient @ passage * scale
         if passage_grad:
             result.passage_grad.add_(gradient.T @ chunk * scale)
     return tuple(result)
+
+
+def _gradient_of_scores(
+    similarity: Tensor,
+    label: Tensor,
+    left_out: Tensor | None,
+    wanted: Tensor,
+    scale: Tensor,
+    row_weight: Tensor,
+    result: operator.ContrastiveResult,
+    rows: slice,
+) -> Tensor:
+    """[rows, M]: d loss / d (scale * similarity); the chunk's other results go into ``result``."""
+    # Relative to the target's: large scores would leave no digits for their differences.
+    target_similarity = similarity.gather(1, label)
+    excess = similarity - target_similarity
+    scores = excess * scale
+    if left_out is not None:
+        scores.masked_fill_(left_out, -torch.inf)
+    log_normalizer = scores.logsumexp(1)
+    target_score = target_similarity.squeeze(1) * scale
+    result.log_normalizer[rows] = log_normalizer + target_score
+    result.target_score[rows] = target_score
+    result.correct[rows] = scores.scatter(1, label, -torch.inf).amax(1) < 0
+
+    loss = log_normalizer - (wanted * excess).sum(1) * scale
+    result.loss.add_((loss * row_weight).sum())
+    gradient = scores.softmax(1).sub_(wanted).mul_(row_weight.unsqueeze(1))
+    result.scale_grad.add_((gradient * excess).sum())
+    return gradient
 
 
 def _left_out(label: Tensor, passage_id: Tensor | None) -> Tensor | None:
