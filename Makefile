@@ -32,7 +32,7 @@ help:
 	@echo "make demo-short  the same in about a minute, for CI"
 	@echo "make test        every test this machine can run"
 	@echo "make lint        style, import direction, types, C++ format"
-	@echo "make bench       microbenchmarks of the loss and the training step"
+	@echo "make bench       time the loss and its gradients against plain torch"
 	@echo "make here        install into the interpreter at hand without a network; then also make test-here, ..."
 	@echo "make clean       remove .venv, build and caches"
 
@@ -43,7 +43,7 @@ demo-short: $(DEMO)
 test: $(DEV)
 	$(PY) -m pytest -q $(PARALLEL) $(TEST_ARGS)
 bench: $(DEV)
-	$(PY) -m benches $(BENCH_ARGS)
+	$(PY) benches/contrastive_loss.py $(BENCH_ARGS)
 
 lint: lint-python lint-types lint-native
 lint-python: $(DEV)
