@@ -59,6 +59,7 @@ def training_flags(data: Path, output_dir: Path, steps: int, eval_steps: int) ->
         "gc_p_chunk_size": 64,
         "eval_dir": data / "dev",
         "eval_strategy": "steps",
+        "eval_on_start": True,
         "eval_steps": eval_steps,
         "per_device_eval_batch_size": 64,
         "logging_steps": 5,
