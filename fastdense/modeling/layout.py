@@ -92,7 +92,7 @@ def _kind_of(source: ModelSource, type_name: str) -> str:
     package, _, name = type_name.rpartition(".")
     if package.partition(".")[0] != "sentence_transformers":
         raise UserError(f"{source} has a module {type_name}, which is not one of sentence-transformers' own")
-    return {"Asym": "Router"}.get(name, name)
+    return name
 
 
 def _read_routes(source: ModelSource, folder: str) -> dict[str, list[tuple[str, str]]]:

@@ -205,12 +205,20 @@ def test_sentence_transformers_directory(mode, pooling, tiny_bert_dir, batch, te
     torch.testing.assert_close(torch.from_numpy(model.encode_query(texts)), query, rtol=1e-6, atol=1e-6)
 
 
-def test_default_prompt_stands_for_missing_ones(bert_copy):
+@pytest.mark.parametrize(
+    ("prompts", "expected"),
+    [
+        ({"any": "text: ", "query": "q: "}, ("q: ", "text: ")),
+        ({"any": "text: ", "passage": "p: "}, ("text: ", "p: ")),
+        ({"any": "text: ", "query": "q: ", "document": "", "corpus": "c: "}, ("q: ", "c: ")),
+    ],
+)
+def test_default_prompt_stands_for_missing_ones(prompts, expected, bert_copy):
     SentenceTransformer(str(bert_copy), device="cpu").save(str(bert_copy / "st"))
-    config = {"prompts": {"any": "text: ", "query": "q: "}, "default_prompt_name": "any"}
+    config = {"prompts": prompts, "default_prompt_name": "any"}
     (bert_copy / "st" / "config_sentence_transformers.json").write_text(json.dumps(config))
     settings = read_settings(bert_copy / "st")
-    assert (settings.query_prefix, settings.passage_prefix) == ("q: ", "text: ")
+    assert (settings.query_prefix, settings.passage_prefix) == expected
 
 
 def test_backbone_in_a_folder(bert_copy, tmp_path):
