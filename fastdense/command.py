@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -10,11 +11,20 @@ from typing import Any, NoReturn
 from fastdense.errors import UserError
 
 
+class _Terminated(SystemExit):
+    """SIGTERM came: what is unfinished is cleaned up on the way out. Worker processes forked from us end quietly."""
+
+
+def _terminate(*_: object) -> NoReturn:
+    raise _Terminated(143)
+
+
 def run(main: Callable[[], None]) -> NoReturn:
     """Run a command's ``main``; a :class:`UserError` becomes one line on stderr and exit status 2.
 
     Any other exception is a defect or a fault of the machine, and keeps its traceback.
     """
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         main()
     except UserError as error:
@@ -27,6 +37,9 @@ def run(main: Callable[[], None]) -> NoReturn:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
         sys.exit(130)
+    except _Terminated:
+        print("terminated", file=sys.stderr, flush=True)
+        sys.exit(143)
     sys.exit(0)
 
 

@@ -26,7 +26,7 @@ def _fsync_tree(directory: Path) -> None:
 def check_takes_files(directory: str | os.PathLike[str]) -> None:
     """Make ``directory`` if need be; raise OSError unless files can be made in it."""
     Path(directory).mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=directory):
+    with tempfile.TemporaryFile(dir=directory, prefix=".probe.tmp."):
         pass
 
 
@@ -69,14 +69,29 @@ def publish_directory(written: Path, path: Path) -> None:
     """Sync the finished directory ``written`` to disk and rename it to ``path`` (same file system)."""
     _fsync_tree(written)
     written.chmod(0o777 & ~_umask())  # mkdtemp made it private
-    if path.exists():
-        outgoing = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
-        os.replace(path, outgoing / path.name)
-        os.replace(written, path)
-        shutil.rmtree(outgoing)
-    else:
-        os.replace(written, path)
+    outgoing = _set_aside(path) if path.exists() else None
+    os.replace(written, path)
     _fsync(path.parent)
+    if outgoing is not None:
+        shutil.rmtree(outgoing)
+
+
+def remove_directory(path: Path) -> None:
+    """Remove a directory; killed on the way, it leaves nothing under ``path`` that looks whole."""
+    shutil.rmtree(_set_aside(path))
+
+
+def leftovers(directory: Path) -> Iterator[Path]:
+    """What killed processes left unfinished in ``directory``: the functions here would have removed it."""
+    for pattern in (".*.tmp.*", ".*.old.*"):
+        yield from directory.glob(pattern)
+
+
+def _set_aside(path: Path) -> Path:
+    """Move ``path`` into a new hidden directory beside it, by one rename."""
+    outgoing = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
+    os.replace(path, outgoing / path.name)
+    return outgoing
 
 
 def publish_files(written: Path, directory: Path) -> None:

@@ -14,13 +14,21 @@ from transformers import Trainer, TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
 from fastdense.errors import UserError
-from fastdense.files import check_takes_files, publish_directory, publish_files, remove
+from fastdense.files import (
+    check_takes_files,
+    leftovers,
+    publish_directory,
+    publish_files,
+    remove,
+    remove_directory,
+)
 from fastdense.modeling.load import load_weights
 from fastdense.modeling.save import retriever_entries, save_retriever
 from fastdense.modeling.settings import RetrieverSettings
 from fastdense.training.arguments import RetrieverTrainingArguments
 
 _STATE = "trainer_state.json"
+_TENSORBOARD = "runs"  # all that a run killed before its first checkpoint has written
 _STAGING = ".saving"  # inside output_dir; the same name on all ranks
 
 
@@ -74,21 +82,27 @@ def _check(checkpoint: Path) -> None:
 
 
 def prepare_output_dir(args: RetrieverTrainingArguments, *, resuming: bool) -> None:
-    """Refuse to mix two runs in one directory; sweep out what a killed run left unfinished."""
+    """Refuse to mix two runs in one directory; the first process sweeps out what a killed run left unfinished.
+
+    All processes ask, so that a refusal ends them all at once; none has written anything yet.
+    """
     directory = Path(args.output_dir)
     if directory.exists() and not directory.is_dir():
         raise UserError(f"--output_dir {directory} is a file; name a directory")
-    try:
-        check_takes_files(directory)
-    except OSError as error:
-        raise UserError(f"--output_dir {directory} cannot be written: {error.strerror}") from error
-    for leftover in directory.glob(f"{_STAGING}*"):  # a killed run's unfinished save
-        shutil.rmtree(leftover)
-    if any(directory.iterdir()) and not (resuming or args.overwrite_output_dir):
+    unfinished = {*directory.glob(f"{_STAGING}*"), *leftovers(directory)}
+    others = {*directory.glob("*")} - unfinished - {directory / _TENSORBOARD}
+    if others and not (resuming or args.overwrite_output_dir):
         raise UserError(
             f"--output_dir {directory} is not empty; pass --overwrite_output_dir to train into it anew, "
             "or --resume_from_checkpoint true to go on"
         )
+    if args.process_index == 0:
+        for path in unfinished:
+            remove(path)
+        try:
+            check_takes_files(directory)
+        except OSError as error:
+            raise UserError(f"--output_dir {directory} cannot be written: {error.strerror}") from error
 
 
 class CheckpointingTrainer(Trainer):
@@ -105,7 +119,7 @@ class CheckpointingTrainer(Trainer):
         """Train from the beginning, or from a checkpoint that :func:`find_checkpoint` returned."""
         if resume_from_checkpoint is None and self.args.should_save:
             for checkpoint in whole_checkpoints(self.args.output_dir):  # an overwritten run's: not to be resumed from
-                shutil.rmtree(checkpoint)
+                remove_directory(checkpoint)
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def _get_output_dir(self, trial: object) -> str:
@@ -149,7 +163,7 @@ class CheckpointingTrainer(Trainer):
         ]
         present = len(whole_checkpoints(self.args.output_dir))
         for path in spare[: max(0, present - self.args.save_total_limit)]:
-            shutil.rmtree(path)
+            remove_directory(path)
 
     def _current_name(self) -> str:
         return f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"

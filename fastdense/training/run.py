@@ -28,8 +28,7 @@ def train(
     check_libraries(args)
     set_seed(args.seed)
     checkpoint = find_checkpoint(args.resume_from_checkpoint, args.output_dir)
-    if args.process_index == 0:
-        prepare_output_dir(args, resuming=checkpoint is not None)
+    prepare_output_dir(args, resuming=checkpoint is not None)
     step = make_step(contrastive, args)
     retriever, tokenizer, settings = load_model(model, data)
     held_out = load_held_out(args, tokenizer, settings)
