@@ -10,7 +10,7 @@ from fastdense.errors import UserError
 
 Flags = Mapping[str, object]
 
-ENCODER: Flags = {"pooling": "mean", "normalize": True, "q_max_len": 24, "p_max_len": 64}
+ENCODER: Flags = {"pooling": "mean", "normalize": True, "q_max_len": 24, "p_max_len": 96}
 
 
 def command_line(module: str, flags: Flags) -> str:
