@@ -4,9 +4,9 @@ from types import ModuleType
 
 import torch
 
-from fastdense.loss.implementations import native, reference
+from fastdense.loss.implementations import native, reference, triton
 
-IMPLEMENTATIONS: dict[str, ModuleType] = {"native": native, "reference": reference}
+IMPLEMENTATIONS: dict[str, ModuleType] = {"native": native, "triton": triton, "reference": reference}
 
 
 def _candidates(device: torch.device) -> tuple[str, ...]:

@@ -1,0 +1,60 @@
+"""The Triton implementation: scores become exponentials before they are stored; the other products are torch's.
+
+For bfloat16 it is one pass of three products over row chunks. The kernel of the first keeps E = exp(score - offset)
+instead of the scores, with the offset known beforehand (offsets.py), and sums each row in float32. The gradients are
+then products with E, corrected in float32 for the target, which E leaves out: softmax - 1 would cancel there.
+
+float16 has too small a range for offsets from a bound: its rows get their exact log-sum-exp first, by a product more.
+float32 has the scores from torch's product, which rounds every sum to nearest (a tensor core does not), and Triton's
+kernels work in place on them.
+"""
+
+import importlib
+import importlib.util
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastdense.loss import operator
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+OLDEST_CAPABILITY = (8, 0)  # bfloat16 on tensor cores
+
+
+def unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why this implementation cannot run there, or None if it can."""
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed (pip install triton)"
+    if dtype not in DTYPES:
+        return f"it has no {str(dtype).removeprefix('torch.')} kernel, only float32, bfloat16 and float16"
+    if device.type == "cpu":
+        return (
+            None if _interpreted() else "it runs on a GPU; on a CPU only in Triton's interpreter (TRITON_INTERPRET=1)"
+        )
+    if device.type != "cuda":
+        return f"it has no kernel for {device.type} tensors"
+    if not torch.cuda.is_available():
+        return "torch sees no GPU"
+    if torch.version.hip is None and (found := torch.cuda.get_device_capability(device)) < OLDEST_CAPABILITY:
+        return f"it needs a GPU of compute capability 8.0 or newer, this one has {found[0]}.{found[1]}"
+    return None
+
+
+def _load(name: str) -> ModuleType:
+    # At first use: `import fastdense` must not wait for triton.
+    return importlib.import_module(f"{__name__}.{name}")
+
+
+def _interpreted() -> bool:
+    return bool(_load("kernels").INTERPRETED)
+
+
+def _contrastive(query: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    with torch.autocast(query.device.type, enabled=False):  # it would turn float32 products to half precision
+        return _load("driver").contrastive(query, *arguments)
+
+
+_library = torch.library.Library("fastdense", "FRAGMENT")
+operator.define(_library, "triton", _contrastive)

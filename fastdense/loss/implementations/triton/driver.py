@@ -1,0 +1,208 @@
+"""The pass over row chunks. Nothing in it waits for the device: what depends on values is decided there."""
+
+from dataclasses import dataclass
+from functools import cache
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastdense.loss import operator
+from fastdense.loss.implementations.triton import launch
+from fastdense.loss.implementations.triton.offsets import PEAK, row_offsets
+from fastdense.loss.operator import ContrastiveResult
+from fastdense.loss.problem import add_rows_, row_weights
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What all row chunks share."""
+
+    query: Tensor
+    passage: Tensor
+    aligned_query: Tensor
+    aligned_passage: Tensor
+    target: Tensor
+    """In range; ``in_range`` says which rows' targets were so. The others' results are nan."""
+    in_range: Tensor
+    scale: Tensor
+    passage_id: Tensor | None
+    row_weight: Tensor
+    largest_weight: Tensor
+    label_smoothing: float
+    longest_passage: Tensor
+    """max |p|"""
+    lift: Tensor
+    """What queries are multiplied by in the product for the passages: float16 would lose small ones."""
+
+
+class Rows(NamedTuple):
+    """Results of a chunk of rows, [rows] each, before they are weighted."""
+
+    loss: Tensor
+    scale_grad: Tensor
+    log_normalizer: Tensor
+    target_score: Tensor
+    correct: Tensor
+    factor: Tensor
+    """What turns a row of stored exponentials into the others' gradient of the score."""
+    pull: Tensor
+    """Minus the target's gradient of the score."""
+
+
+def contrastive(
+    query: Tensor,
+    passage: Tensor,
+    target: Tensor,
+    scale: Tensor,
+    passage_id: Tensor | None,
+    weight: Tensor | None,
+    label_smoothing: float,
+    mean: bool,
+    query_grad: bool,
+    passage_grad: bool,
+    chunk_bytes: int,
+) -> tuple[Tensor, ...]:
+    """The operator of fastdense/loss/operator.py."""
+    result = operator.empty_results(query, passage, query_grad, passage_grad)
+    result.passage_grad.zero_()
+    if query.shape[0] == 0:
+        return tuple(result._replace(loss=result.loss.zero_(), scale_grad=result.scale_grad.zero_()))
+    row_weight = row_weights(query, weight, mean)
+    shared = _shared(query, passage, target, scale, passage_id, row_weight, label_smoothing)
+    row_loss, row_scale_grad = torch.empty_like(row_weight), torch.empty_like(row_weight)
+    step = chunk_rows(query.shape[0], passage.shape[0], query.shape[1], query.dtype, chunk_bytes)
+    for start in range(0, query.shape[0], step):
+        rows = slice(start, start + step)
+        done = _run_chunk(shared, rows, result, query_grad, passage_grad)
+        row_loss[rows] = done.loss
+        row_scale_grad[rows] = done.scale_grad
+        result.log_normalizer[rows] = done.log_normalizer
+        result.target_score[rows] = done.target_score
+        result.correct[rows] = done.correct
+    result.passage_grad.mul_(scale * shared.largest_weight / shared.lift)
+    return tuple(
+        result._replace(loss=(row_loss * row_weight).sum(), scale_grad=(row_scale_grad * row_weight).sum() / scale)
+    )
+
+
+def chunk_rows(rows: int, columns: int, width: int, dtype: torch.dtype, chunk_bytes: int) -> int:
+    """Rows of a chunk: what the budget holds, in chunks of nearly equal size, of whole tiles where they are that large.
+
+    The budget is for everything that grows with the chunk.
+    """
+    partial_results = 7 * 4 * (columns // launch.SMALL.columns + 1)
+    of_width = width * (3 * 4 + dtype.itemsize)  # targets' passages, a product, its correction; scaled queries
+    fit = max(1, chunk_bytes // (columns * dtype.itemsize + partial_results + of_width))
+    even = -(-rows // -(-rows // fit))
+    whole_tiles = -(-even // launch.LARGE.rows) * launch.LARGE.rows
+    return whole_tiles if whole_tiles <= fit else even
+
+
+def _shared(
+    query: Tensor,
+    passage: Tensor,
+    target: Tensor,
+    scale: Tensor,
+    passage_id: Tensor | None,
+    row_weight: Tensor,
+    label_smoothing: float,
+) -> Shared:
+    in_range = (target >= 0) & (target < passage.shape[0])
+    aligned_query = launch.aligned(query)
+    lift = torch.ones_like(scale)
+    if query.dtype == torch.float16:
+        # Factors are at most 1 / PEAK: the largest entry becomes at most 2 ** 14.
+        lift = 2.0**14 * PEAK / aligned_query.abs().amax().float().clamp_min(2.0**-24)
+    return Shared(
+        query=query,
+        passage=passage,
+        aligned_query=aligned_query,
+        aligned_passage=launch.aligned(passage),
+        target=torch.where(in_range, target, 0).contiguous(),
+        in_range=in_range,
+        scale=scale,
+        passage_id=None if passage_id is None else passage_id.contiguous(),
+        row_weight=row_weight,
+        largest_weight=row_weight.amax().clamp_min(torch.finfo(torch.float32).tiny),
+        label_smoothing=label_smoothing,
+        longest_passage=torch.linalg.vector_norm(passage, dim=1, dtype=torch.float32).amax(),
+        lift=lift,
+    )
+
+
+def _run_chunk(shared: Shared, rows: slice, result: ContrastiveResult, query_grad: bool, passage_grad: bool) -> Rows:
+    """Compute the results of some rows; their parts of the gradients go into ``result``."""
+    query, target = shared.query[rows], shared.target[rows]
+    of_target = shared.passage[target].float()
+    always_exact = query.dtype != torch.bfloat16
+    guess = row_offsets(query, of_target, shared.in_range[rows], shared.scale, shared.longest_passage, always_exact)
+    chunk = launch.Chunk(
+        shared.aligned_query[rows],
+        shared.aligned_passage,
+        target,
+        shared.passage_id,
+        shared.scale,
+        shared.label_smoothing > 0,
+    )
+    scored = launch.exponentials(chunk, guess)
+    done = _finish(scored, shared.label_smoothing, chunk)
+    if query_grad:
+        outer = (shared.row_weight[rows] * shared.scale).unsqueeze(1)
+        gradient = _product(scored.stored, shared.passage).mul_(done.factor.unsqueeze(1) * outer)
+        result.query_grad[rows] = gradient.sub_(of_target.mul_(done.pull.unsqueeze(1) * outer))
+    if passage_grad:
+        outer = (shared.row_weight[rows] / shared.largest_weight * shared.lift).unsqueeze(1)
+        scaled = query * (done.factor.unsqueeze(1) * outer)
+        _add_product(result.passage_grad, scored.stored.T, scaled.to(query.dtype))
+        add_rows_(result.passage_grad, target, query * -(done.pull.unsqueeze(1) * outer))
+    return done
+
+
+def _finish(scored: launch.Exponentials, smoothing: float, chunk: launch.Chunk) -> Rows:
+    """Losses and by-products, and how to get the gradient from what is stored, which smoothing changes."""
+    # The odds of the others against the target, by their logarithm: neither sum needs to be in range of the other.
+    log_odds = torch.log(scored.total) + scored.offset - scored.target_score
+    share = torch.sigmoid(log_odds)  # of the others in the row's probability
+    factor = (share / scored.total).masked_fill(scored.total == 0, 0.0)
+    loss = F.softplus(log_odds, threshold=torch.inf)
+    log_normalizer = scored.target_score + loss
+    pull, scale_grad = share, scored.moment * factor
+    if scored.excess is not None and scored.others is not None:
+        smoothed = smoothing / (scored.others + 1)
+        loss = loss - smoothed * scored.excess
+        scale_grad = scale_grad - smoothed * scored.excess
+        pull = share - smoothing + smoothed
+        launch.subtract_smoothing(scored.stored, chunk, factor * PEAK, smoothed * PEAK)
+        factor = torch.full_like(factor, 1 / PEAK)
+    correct = (scored.target_score > scored.largest) & ~log_odds.isnan()
+    return Rows(loss, scale_grad, log_normalizer, scored.target_score, correct, factor, pull)
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """``a @ b``, accumulated and returned in float32."""
+    if a.dtype == torch.float32 or not a.is_cuda:
+        return a.float() @ b.float()
+    return torch.mm(a, b, out_dtype=torch.float32)
+
+
+def _add_product(to: Tensor, a: Tensor, b: Tensor) -> None:
+    """``to += a @ b``, accumulated in float32 (``to``'s dtype)."""
+    if a.dtype == torch.float32 or not a.is_cuda:
+        to.addmm_(a.float(), b.float())
+    elif _adds_to_float32(a.device, a.dtype):
+        torch.ops.aten.addmm.dtype_out(to, a, b, torch.float32, out=to)
+    else:
+        to.add_(_product(a, b))
+
+
+@cache
+def _adds_to_float32(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether this torch adds a product of half precision to float32 (earlier ones want one dtype)."""
+    factor, to = torch.zeros(16, 16, device=device, dtype=dtype), torch.zeros(16, 16, device=device)
+    try:
+        torch.ops.aten.addmm.dtype_out(to, factor, factor, torch.float32, out=to)
+    except RuntimeError:
+        return False
+    return True
