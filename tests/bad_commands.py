@@ -103,6 +103,13 @@ FLAGS = [
     ("train --include_num_input_tokens_seen all", "--include_num_input_tokens_seen"),
     ("train --bf16_full_eval", "--bf16_full_eval is refused", "--bf16"),
     ("train --remove_unused_columns true", "--remove_unused_columns is refused"),
+    ("train --debug underflow_overflow", "--debug is refused"),
+    ("train --grad_cache --ddp_static_graph true", "--ddp_static_graph does not work with --grad_cache"),
+    (
+        "train --gradient_checkpointing_kwargs '{\"reentrant\": true}'",
+        "--gradient_checkpointing_kwargs",
+        "use_reentrant",
+    ),
     ("train --do_predict", "--do_predict is refused", "fastdense.encode"),
     ("train --do_eval", "--do_eval needs --eval_strategy"),
     ("train --save_strategy best", "--save_strategy best needs --eval_strategy"),

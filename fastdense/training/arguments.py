@@ -11,7 +11,7 @@ import torch
 from transformers import TrainingArguments
 
 from fastdense.errors import UserError
-from fastdense.training.flag_checks import check_accelerator_config, check_flags
+from fastdense.training.flag_checks import check_accelerator_config, check_checkpointing, check_flags
 
 POOLING = Literal["cls", "mean", "last"]
 
@@ -186,6 +186,7 @@ class RetrieverTrainingArguments(TrainingArguments):
             self.use_cpu = True  # otherwise --bf16 is taken for a wish for a GPU
         super().__post_init__()
         check_accelerator_config(self.accelerator_config)
+        check_checkpointing(self.gradient_checkpointing_kwargs, self.world_size)
         if self.n_gpu > 1:
             raise UserError(
                 f"one process sees {self.n_gpu} GPUs; start one process a GPU with torchrun --nproc_per_node "

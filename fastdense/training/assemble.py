@@ -114,6 +114,8 @@ def make_step(contrastive: ContrastiveArguments, args: RetrieverTrainingArgument
             "--negatives_x_device shares passages between processes, and there is one: start with "
             "torchrun --nproc_per_node N -m fastdense.train, or leave it out"
         )
+    if contrastive.grad_cache and args.ddp_static_graph:
+        raise UserError("--ddp_static_graph does not work with --grad_cache, whose chunks differ from step to step")
     chunk_rows = (contrastive.gc_q_chunk_size, contrastive.gc_p_chunk_size) if contrastive.grad_cache else None
     return ContrastiveStep(
         scale=1 / contrastive.temperature,

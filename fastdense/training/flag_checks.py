@@ -31,6 +31,7 @@ _REFUSED = {
     "liger_kernel_config": _LIGER,
     "use_cache": "nothing is generated, so there is no key-value cache to keep",
     "average_tokens_across_devices": "the loss is a mean over queries, not tokens",
+    "debug": "its hooks cannot take the boolean masks of today's encoders",
     "do_predict": "there is no test set here: use python -m fastdense.encode, fastdense.search and fastdense.evaluate",
     "bf16_full_eval": "measuring computes as training does: pass --bf16",
     "fp16_full_eval": "measuring computes as training does: pass --fp16",
@@ -74,6 +75,7 @@ _OBJECTS = (
     "activation_checkpointing_kwargs",
     "accelerator_config",
 )
+_CHECKPOINTING = ("use_reentrant", "every_n_layers", "offload")
 _NO_SPLITTING = "a query's passages would be separated from it"
 _REFUSED_IN_ACCELERATOR = {
     "split_batches": (True, _NO_SPLITTING),
@@ -94,7 +96,8 @@ def check_flags(args: Any) -> None:
 def _check_refused(args: Any) -> None:
     defaults = {field.name: _default(field) for field in dataclasses.fields(args)}
     for name, reason in _REFUSED.items():
-        if name in defaults and getattr(args, name) != defaults[name]:
+        value, default = getattr(args, name, None), defaults.get(name)
+        if value != default and (value or default):  # the parser makes an empty list of an empty string
             raise UserError(f"--{name} is refused: {reason}")
     if args.train_sampling_strategy not in ("random", "sequential"):
         raise UserError(f"--train_sampling_strategy {args.train_sampling_strategy} is refused: {_BY_LENGTH}")
@@ -165,6 +168,18 @@ def _check_object(args: Any, name: str) -> None:
     except json.JSONDecodeError:
         pass  # the same sentence
     raise UserError(f"--{name} must be a JSON object such as '{{\"name\": 1}}', not {value!r}")
+
+
+def check_checkpointing(settings: dict[str, Any] | None, processes: int) -> None:
+    """Raise UserError for settings of gradient checkpointing that are unknown or would give wrong gradients."""
+    for name in settings or {}:
+        if name not in _CHECKPOINTING:
+            raise UserError(f"--gradient_checkpointing_kwargs: {name!r} is not one of {', '.join(_CHECKPOINTING)}")
+    if processes > 1 and (settings or {}).get("use_reentrant"):
+        raise UserError(
+            "--gradient_checkpointing_kwargs: use_reentrant does not work with several processes, which reduce every "
+            "gradient once: leave it out"
+        )
 
 
 def check_accelerator_config(config: Any) -> None:
