@@ -27,7 +27,7 @@ class Size:
     gain: float
 
 
-FULL = Size(("stdlib",), steps=300, eval_steps=50, gain=5)
+FULL = Size(("stdlib",), steps=250, eval_steps=50, gain=5)
 SHORT = Size(
     ("asyncio", "email", "http", "json", "logging", "unittest", "urllib", "xml"), steps=24, eval_steps=12, gain=1.5
 )
