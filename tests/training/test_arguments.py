@@ -103,7 +103,7 @@ def test_fp16_is_refused_on_a_cpu() -> None:
         ("--gc_p_chunk_size 0", "--gc_p_chunk_size must be at least 1"),
         ("--train_n_passages 0", "--train_n_passages must be at least 1"),
         ("--eval_strategy steps", "--eval_strategy needs a held-out set: pass --eval_dir DIR"),
-        ("--eval_dir d", "need --eval_strategy"),
+        ("--eval_dir d", "needs --eval_strategy"),
         ("--auto_find_batch_size", "--auto_find_batch_size is refused"),
         ("--deepspeed d.json", "--deepspeed is refused"),
         ("--warmup_ratio 2", "--warmup_ratio must lie between 0 and 1"),

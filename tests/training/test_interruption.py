@@ -212,9 +212,10 @@ SHARED = ["--negatives_x_device"]
 def test_a_dead_rank_ends_the_others_and_both_resume(flags: list[str], new_run: Any, expected: Any) -> None:
     run = new_run(*flags, ranks=2)
     run.start(death=Death("fastdense.training.step:ContrastiveStep.__call__", 6, "after"))
-    first, second = run.end(seconds=20)
-    assert second == -signal.SIGKILL
-    assert first != 0
+    first, second = run.processes
+    assert end(second) == -signal.SIGKILL
+    assert end(first, seconds=20) != 0
+    run.end()
     assert run.check() == 4
     assert run.finish("--resume_from_checkpoint", "auto") == expected(*flags, ranks=2)
 

@@ -1,6 +1,7 @@
 """Whole runs of ``fastdense.train`` in this process: what they log, what they leave, and which flags they honour."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -90,14 +91,16 @@ def test_temperature_is_the_same_under_grad_cache(
 
 
 def test_mask_duplicates_leaves_copies_of_the_positive_out(
-    train_tiny: Train, log_of: Log, write_jsonl: Callable[..., Path], tmp_path: Path
+    train_tiny: Train, log_of: Log, write_jsonl: Callable[..., Path], tmp_path: Path, tiny_bert_no_dropout_dir: Path
 ) -> None:
     """Eight rows with one and the same positive: without the mask it is everyone's negative, too."""
     row = {"query": "who built the bridge", "positive_passages": [{"docid": "1", "text": "the bridge was built"}]}
     rows = write_jsonl(tmp_path / "same.jsonl", [row] * 8)
-    flags = ("--train_dir", str(rows), "--train_n_passages", "1", "--max_steps", "1")
+    model = ("--model_name_or_path", str(tiny_bert_no_dropout_dir))
+    flags = (*model, "--train_dir", str(rows), "--train_n_passages", "1", "--max_steps", "1")
+    flags += ("--model_name_or_path", str(tiny_bert_no_dropout_dir))
     assert log_of(train_tiny(*flags, "--mask_duplicates", name="masked"))[0]["loss"] == pytest.approx(0, abs=1e-6)
-    assert log_of(train_tiny(*flags, name="unmasked"))[0]["loss"] == pytest.approx(2.08, abs=0.2)  # ln 8
+    assert log_of(train_tiny(*flags, name="unmasked"))[0]["loss"] == pytest.approx(math.log(8), abs=1e-4)
 
 
 @pytest.mark.slow
@@ -137,9 +140,12 @@ def test_tensorboard_gets_the_log(train_tiny: Train) -> None:
     assert list(output.glob("runs/*/events.out.tfevents.*"))
 
 
-def test_several_workers_see_the_epochs(train_tiny: Train) -> None:
-    """Positives and negatives rotate by epoch in worker processes as they do in this one."""
-    flags = ("--max_steps", "14")
+def test_several_workers_see_the_epochs(train_tiny: Train, tiny_bert_no_dropout_dir: Path) -> None:
+    """Positives and negatives rotate by epoch in worker processes as they do in this one.
+
+    Without dropout: persistent workers draw one seed for all epochs, and leave other random numbers to it.
+    """
+    flags = ("--max_steps", "14", "--model_name_or_path", str(tiny_bert_no_dropout_dir))
     alone = train_tiny(*flags, name="alone")
     workers = train_tiny(
         *flags, "--dataloader_num_workers", "2", "--dataloader_persistent_workers", "true", name="workers"
