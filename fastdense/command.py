@@ -56,9 +56,8 @@ class CommandParser(argparse.ArgumentParser):
 def show_log(process_index: int = 0) -> None:
     """Print what the package logs, as plain sentences on stderr; ranks other than the first only print warnings."""
     logger = logging.getLogger("fastdense")
-    if not logger.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        logger.addHandler(handler)
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger.handlers = [handler]  # anew for every command: stderr may be another one by now
     logger.setLevel(logging.INFO if process_index == 0 else logging.WARNING)
     logger.propagate = False

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import logging
 import os
 import random
 import tempfile
@@ -43,6 +44,16 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def own_log() -> Iterator[None]:
+    """A command that runs in this process makes the package's log its own; the next test gets it as it was."""
+    logger = logging.getLogger("fastdense")
+    before = logger.handlers, logger.level, logger.propagate
+    yield
+    logger.handlers, logger.propagate = before[0], before[2]
+    logger.setLevel(before[1])
 
 
 def tiny_vocabulary() -> list[str]:

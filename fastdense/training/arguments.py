@@ -13,6 +13,12 @@ from transformers import TrainingArguments
 from fastdense.errors import UserError
 from fastdense.training.flag_checks import check_accelerator_config, check_checkpointing, check_flags
 
+# Newer transformers warn about the former name, older ones do not know today's.
+_RENAMED = {
+    "activation_checkpointing": "gradient_checkpointing",
+    "activation_checkpointing_kwargs": "gradient_checkpointing_kwargs",
+}
+
 POOLING = Literal["cls", "mean", "last"]
 
 
@@ -180,8 +186,9 @@ class RetrieverTrainingArguments(TrainingArguments):
             self.ddp_broadcast_buffers = False  # encoders have no running statistics, and ranks differ in chunks
         if self.eval_dir is not None and self.metric_for_best_model is None:
             self.metric_for_best_model = "mrr@10"
-        if getattr(self, "activation_checkpointing", False) is None and self.gradient_checkpointing is not None:
-            self.activation_checkpointing = self.gradient_checkpointing  # today's name of the same flag
+        for today, former in _RENAMED.items():
+            if getattr(self, today, False) is None:
+                setattr(self, today, getattr(self, former))
         if not torch.accelerator.is_available():
             self.use_cpu = True  # otherwise --bf16 is taken for a wish for a GPU
         super().__post_init__()
