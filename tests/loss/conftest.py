@@ -1,5 +1,6 @@
 """The loss written out in float64, and the problems it is asked about."""
 
+import os
 from typing import NamedTuple
 
 import pytest
@@ -100,7 +101,24 @@ def relative_error():
     return relative
 
 
-@pytest.fixture(params=["native", "reference"])
+def _implementations():
+    """Triton's interpreter is one process's choice: test_triton.py starts one that runs these tests with it."""
+    return ["triton"] if os.environ.get("TRITON_INTERPRET") == "1" else ["native", "reference"]
+
+
+@pytest.fixture(params=_implementations())
 def implementation(request):
     """The name of each implementation in turn."""
     return request.param
+
+
+@pytest.fixture
+def rounding(implementation):
+    """``rounding(dtype)``: what storing exponentials and probabilities in ``dtype`` adds to a gradient's error."""
+
+    def added(dtype):
+        if implementation != "triton":
+            return 0.0
+        return {torch.float32: 0.0, torch.bfloat16: 4e-3, torch.float16: 4e-4}[dtype]
+
+    return added

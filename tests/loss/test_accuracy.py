@@ -42,7 +42,9 @@ def test_float32_is_as_exact_as_torch(implementation, oracle, draw, relative_err
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("kind", ["random", "trained", "raw"])
 @pytest.mark.parametrize("scale", [1.0, 20.0, 100.0])
-def test_half_precision_accumulates_in_float32(implementation, oracle, draw, relative_error, dtype, kind, scale):
+def test_half_precision_accumulates_in_float32(
+    implementation, oracle, draw, relative_error, rounding, dtype, kind, scale
+):
     query, passage = draw(kind, 33, 70, 48, dtype)
     target = last_target(33, 70)
     exact = oracle(query, passage, target, scale=scale)
@@ -50,6 +52,8 @@ def test_half_precision_accumulates_in_float32(implementation, oracle, draw, rel
     plain = oracle(query.float(), passage.float(), target, scale=scale, dtype=torch.float32)
     for name in exact._fields:
         allowed = 1.25 * relative_error(getattr(plain, name), getattr(exact, name)) + tolerance(kind, scale)
+        if name in ("query_grad", "passage_grad"):
+            allowed += rounding(dtype)
         assert relative_error(getattr(result, name), getattr(exact, name)) <= allowed, name
 
 

@@ -23,6 +23,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 OLDEST_CAPABILITY = (8, 0)  # bfloat16 on tensor cores
 
 
+@torch.compiler.assume_constant_result
 def unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
     """Why this implementation cannot run there, or None if it can."""
     if importlib.util.find_spec("triton") is None:

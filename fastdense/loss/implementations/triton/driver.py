@@ -27,7 +27,7 @@ class Shared:
     """In range; ``in_range`` says which rows' targets were so. The others' results are nan."""
     in_range: Tensor
     scale: Tensor
-    passage_id: Tensor | None
+    label: Tensor | None
     row_weight: Tensor
     largest_weight: Tensor
     label_smoothing: float
@@ -92,11 +92,11 @@ def chunk_rows(rows: int, columns: int, width: int, dtype: torch.dtype, chunk_by
 
     The budget is for everything that grows with the chunk.
     """
-    partial_results = 7 * 4 * (columns // launch.SMALL.columns + 1)
+    partial_results = 8 * 4 * (columns // launch.AMPERE.columns + 1)
     of_width = width * (3 * 4 + dtype.itemsize)  # targets' passages, a product, its correction; scaled queries
     fit = max(1, chunk_bytes // (columns * dtype.itemsize + partial_results + of_width))
     even = -(-rows // -(-rows // fit))
-    whole_tiles = -(-even // launch.LARGE.rows) * launch.LARGE.rows
+    whole_tiles = -(-even // launch.AMPERE.rows) * launch.AMPERE.rows
     return whole_tiles if whole_tiles <= fit else even
 
 
@@ -123,7 +123,7 @@ def _shared(
         target=torch.where(in_range, target, 0).contiguous(),
         in_range=in_range,
         scale=scale,
-        passage_id=None if passage_id is None else passage_id.contiguous(),
+        label=None if passage_id is None else _labels(passage_id),
         row_weight=row_weight,
         largest_weight=row_weight.amax().clamp_min(torch.finfo(torch.float32).tiny),
         label_smoothing=label_smoothing,
@@ -132,21 +132,29 @@ def _shared(
     )
 
 
+def _labels(identity: Tensor) -> Tensor:
+    """[M] int32, equal where the 64-bit identities are: the kernels have few registers, and compare them often."""
+    identity, order = identity.sort(stable=True)
+    new = F.pad(identity[1:] != identity[:-1], (1, 0))
+    return torch.empty_like(order, dtype=torch.int32).scatter_(0, order, new.cumsum(0).int())
+
+
 def _run_chunk(shared: Shared, rows: slice, result: ContrastiveResult, query_grad: bool, passage_grad: bool) -> Rows:
     """Compute the results of some rows; their parts of the gradients go into ``result``."""
     query, target = shared.query[rows], shared.target[rows]
     of_target = shared.passage[target].float()
     always_exact = query.dtype != torch.bfloat16
-    guess = row_offsets(query, of_target, shared.in_range[rows], shared.scale, shared.longest_passage, always_exact)
+    guess = row_offsets(query, of_target, shared.scale, shared.longest_passage, always_exact)
     chunk = launch.Chunk(
         shared.aligned_query[rows],
         shared.aligned_passage,
-        target,
-        shared.passage_id,
+        target.int(),
+        shared.label,
         shared.scale,
         shared.label_smoothing > 0,
     )
     scored = launch.exponentials(chunk, guess)
+    scored = scored._replace(target_score=scored.target_score.where(shared.in_range[rows], torch.nan))
     done = _finish(scored, shared.label_smoothing, chunk)
     if query_grad:
         outer = (shared.row_weight[rows] * shared.scale).unsqueeze(1)
@@ -163,16 +171,19 @@ def _run_chunk(shared: Shared, rows: slice, result: ContrastiveResult, query_gra
 def _finish(scored: launch.Exponentials, smoothing: float, chunk: launch.Chunk) -> Rows:
     """Losses and by-products, and how to get the gradient from what is stored, which smoothing changes."""
     # The odds of the others against the target, by their logarithm: neither sum needs to be in range of the other.
-    log_odds = torch.log(scored.total) + scored.offset - scored.target_score
+    log_odds = torch.log(scored.total) + (scored.offset - scored.target_score)
     share = torch.sigmoid(log_odds)  # of the others in the row's probability
-    factor = (share / scored.total).masked_fill(scored.total == 0, 0.0)
-    loss = F.softplus(log_odds, threshold=torch.inf)
+    # Relative to the sum as it is stored: the row's gradient adds up to zero, whatever was rounded. Were it not so, a
+    # part that all passages share would not cancel.
+    factor = (share / scored.stored_total).masked_fill(scored.stored_total == 0, 0.0)
+    loss = log_odds.clamp_min(0) + torch.log1p(torch.exp(-log_odds.abs()))
     log_normalizer = scored.target_score + loss
-    pull, scale_grad = share, scored.moment * factor
+    scale_grad = (share * scored.moment / scored.total).masked_fill(scored.total == 0, 0.0)
+    pull = share
     if scored.excess is not None and scored.others is not None:
         smoothed = smoothing / (scored.others + 1)
-        loss = loss - smoothed * scored.excess
-        scale_grad = scale_grad - smoothed * scored.excess
+        wanted = smoothed * scored.excess
+        loss, scale_grad = loss - wanted, scale_grad - wanted
         pull = share - smoothing + smoothed
         launch.subtract_smoothing(scored.stored, chunk, factor * PEAK, smoothed * PEAK)
         factor = torch.full_like(factor, 1 / PEAK)

@@ -3,6 +3,8 @@
 A launch covers one chunk of rows. Each program takes tiles of [BLOCK_ROWS, BLOCK_COLUMNS] scores in turn, ordered so
 that programs running at the same time share rows and columns in cache. Sums over a row are left as one value for each
 block of columns, which the caller adds up in order: no atomics, so the bits are the same in every run.
+
+A tile's scores fill most of the registers. What follows the product is therefore done slice by slice of columns.
 """
 
 import triton
@@ -24,83 +26,85 @@ def _tile_at(index, row_blocks, column_blocks, GROUP: tl.constexpr):
 
 
 @triton.jit
-def _score_tile(
-    query,
-    passage,
-    scores,
-    stride,
-    row,
-    column,
-    first_row,
-    first_column,
-    rows,
-    columns,
-    width,
-    scale,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_COLUMNS: tl.constexpr,
-    BLOCK_WIDTH: tl.constexpr,
-    INTERPRET: tl.constexpr,
-):
-    """One tile of scaled scores: of dot products that ``scores`` holds, or computed where ``query`` is given."""
-    if query is None:
-        inside = (row < rows)[:, None] & (column < columns)[None, :]
-        at = scores + row.to(tl.int64)[:, None] * stride + column[None, :]
-        dot = tl.load(at, mask=inside, other=0.0).to(tl.float32)
-    else:
-        dot = tl.zeros([BLOCK_ROWS, BLOCK_COLUMNS], tl.float32)
-        for k in range(0, width, BLOCK_WIDTH):
-            q = query.load([first_row, k])
-            p = passage.load([first_column, k])
-            if INTERPRET:  # its dot misreads bfloat16
-                q = q.to(tl.float32)
-                p = p.to(tl.float32)
-            dot = tl.dot(q, p.T, dot)
-    return dot * scale
+def _dot_tile(
+    query, query_stride, passage, passage_stride, first_row, first_column, rows, columns, width,
+    BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, BLOCK_WIDTH: tl.constexpr,
+    DESCRIPTORS: tl.constexpr, INTERPRET: tl.constexpr,
+):  # fmt: skip
+    """A tile of dot products. Rows and columns beyond the end have some finite value, or one that lies within."""
+    dot = tl.zeros([BLOCK_ROWS, BLOCK_COLUMNS], tl.float32)
+    row = tl.minimum(first_row + tl.arange(0, BLOCK_ROWS), rows - 1).to(tl.int64)
+    column = tl.minimum(first_column + tl.arange(0, BLOCK_COLUMNS), columns - 1).to(tl.int64)
+    for start in range(0, width, BLOCK_WIDTH):
+        if DESCRIPTORS:
+            q = query.load([first_row, start])
+            p = passage.load([first_column, start])
+        else:
+            k = start + tl.arange(0, BLOCK_WIDTH)
+            q = tl.load(query + row[:, None] * query_stride + k[None, :], mask=(k < width)[None, :], other=0.0)
+            p = tl.load(passage + column[:, None] * passage_stride + k[None, :], mask=(k < width)[None, :], other=0.0)
+        if INTERPRET:  # its dot misreads bfloat16
+            q = q.to(tl.float32)
+            p = p.to(tl.float32)
+        dot = tl.dot(q, p.T, dot)
+    return dot
 
 
 @triton.jit
-def _others(column, columns, target, target_id, passage_id):
+def _stored_tile(
+    scores, stride, first_row, first_column, rows, columns, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr
+):
+    """A tile of dot products that are in memory already."""
+    row = first_row + tl.arange(0, BLOCK_ROWS)
+    column = first_column + tl.arange(0, BLOCK_COLUMNS)
+    at = scores + row.to(tl.int64)[:, None] * stride + column[None, :]
+    return tl.load(at, mask=(row < rows)[:, None] & (column < columns)[None, :], other=0.0)
+
+
+@triton.jit
+def _halves(tile, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    return tl.split(tl.permute(tl.reshape(tile, (ROWS, 2, COLUMNS // 2)), (0, 2, 1)))
+
+
+@triton.jit
+def _others(column, columns, target, target_label, label):
     """[rows, columns]: the columns that take part in a row, other than its target."""
     others = (column < columns)[None, :] & (column[None, :] != target[:, None])
-    if passage_id is not None:
-        identity = tl.load(passage_id + column, mask=column < columns, other=0)
-        others = others & (identity[None, :] != target_id[:, None])
+    if label is not None:
+        of_column = tl.load(label + column, mask=column < columns, other=-1)
+        others = others & (of_column[None, :] != target_label[:, None])
     return others
 
 
 @triton.jit
-def _ids_of_targets(target, passage_id):
-    if passage_id is not None:
-        return tl.load(passage_id + target)
+def _label_of(target, label):
+    if label is not None:
+        return tl.load(label + target)
     else:
         return target
 
 
+@triton.jit
+def _maximum_and_sum(dot, scale, first_column, columns, target, target_label, label, largest, total):
+    """Take a slice into the rows' largest score and sum of exp(score - largest)."""
+    column = first_column + tl.arange(0, dot.shape[1])
+    others = _others(column, columns, target, target_label, label)
+    score = tl.where(others, dot * scale, -float("inf"))
+    both = tl.maximum(largest, tl.max(score, 1))
+    reference = tl.where(both == -float("inf"), 0.0, both)  # -inf - -inf would be nan
+    return both, total * tl.exp(largest - reference) + tl.sum(tl.exp(score - reference[:, None]), 1)
+
+
 @triton.jit(do_not_specialize=_VARYING)
 def row_maxima_and_sums(
-    query,
-    passage,
-    scores,
-    stride,
-    wanted,
-    target,
-    passage_id,
-    scale,
-    maxima,
-    sums,
-    rows,
-    columns,
-    width,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_COLUMNS: tl.constexpr,
-    BLOCK_WIDTH: tl.constexpr,
-    GROUP: tl.constexpr,
-    INTERPRET: tl.constexpr,
-):
+    query, query_stride, passage, passage_stride, scores, stride, wanted, target, label, scale, maxima, sums,
+    rows, columns, width,
+    BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, BLOCK_WIDTH: tl.constexpr, GROUP: tl.constexpr,
+    DESCRIPTORS: tl.constexpr, INTERPRET: tl.constexpr,
+):  # fmt: skip
     """For each block of columns, the other columns' largest score and sum of exp(score - largest): [blocks, rows].
 
-    A block of rows of which none is ``wanted`` (int8) is left as it was.
+    A block of rows of which none is ``wanted`` (int8) is left as it was. Operands as in ``exponentials``.
     """
     column_blocks = tl.cdiv(columns, BLOCK_COLUMNS)
     row_blocks = tl.cdiv(rows, BLOCK_ROWS)
@@ -110,118 +114,135 @@ def row_maxima_and_sums(
         first_row = row_block * BLOCK_ROWS
         first_column = column_block * BLOCK_COLUMNS
         row = first_row + tl.arange(0, BLOCK_ROWS)
-        column = first_column + tl.arange(0, BLOCK_COLUMNS)
         if tl.max(tl.load(wanted + row, mask=row < rows, other=0).to(tl.int32), 0) > 0:
-            score = _score_tile(
-                query, passage, scores, stride, row, column, first_row, first_column, rows, columns, width, factor,
-                BLOCK_ROWS, BLOCK_COLUMNS, BLOCK_WIDTH, INTERPRET,
-            )  # fmt: skip
+            if scores is None:
+                dot = _dot_tile(
+                    query, query_stride, passage, passage_stride, first_row, first_column, rows, columns, width,
+                    BLOCK_ROWS, BLOCK_COLUMNS, BLOCK_WIDTH, DESCRIPTORS, INTERPRET,
+                )  # fmt: skip
+            else:
+                dot = _stored_tile(scores, stride, first_row, first_column, rows, columns, BLOCK_ROWS, BLOCK_COLUMNS)
             target_column = tl.load(target + row, mask=row < rows, other=0)
-            target_id = _ids_of_targets(target_column, passage_id)
-            others = _others(column, columns, target_column, target_id, passage_id)
-            score = tl.where(others, score, -float("inf"))
-            largest = tl.max(score, 1)
-            # Where no column takes part: -inf - -inf would be nan.
-            reference = tl.where(largest == -float("inf"), 0.0, largest)
-            out = column_block.to(tl.int64) * rows + row
-            tl.store(maxima + out, largest, mask=row < rows)
-            tl.store(sums + out, tl.sum(tl.exp(score - reference[:, None]), 1), mask=row < rows)
+            target_label = _label_of(target_column, label)
+            largest = tl.full([BLOCK_ROWS], -float("inf"), tl.float32)
+            total = tl.zeros([BLOCK_ROWS], tl.float32)
+            HALF: tl.constexpr = BLOCK_COLUMNS // 2
+            left, right = _halves(dot, BLOCK_ROWS, BLOCK_COLUMNS)
+            largest, total = _maximum_and_sum(
+                left, factor, first_column, columns, target_column, target_label, label, largest, total
+            )
+            largest, total = _maximum_and_sum(
+                right, factor, first_column + HALF, columns, target_column, target_label, label, largest, total
+            )
+            partial = column_block.to(tl.int64) * rows + row
+            tl.store(maxima + partial, largest, mask=row < rows)
+            tl.store(sums + partial, total, mask=row < rows)
+
+
+@triton.jit
+def _exponentials_of_slice(
+    dot, scale, offset, reference, first_row, first_column, rows, columns, target, target_label, label,
+    out, stride, target_score, largest, total, stored, moment, excess, count, SMOOTHING: tl.constexpr,
+):  # fmt: skip
+    """Store the exponentials of a slice, and take it into the rows' sums."""
+    row = first_row + tl.arange(0, dot.shape[0])
+    column = first_column + tl.arange(0, dot.shape[1])
+    score = dot * scale
+    here = (target >= first_column) & (target < first_column + dot.shape[1]) & (row < rows)
+    if tl.max(here.to(tl.int32), 0) > 0:
+        of_target = tl.sum(tl.where(column[None, :] == target[:, None], score, 0.0), 1)
+        tl.store(target_score + row, of_target, mask=here)
+    others = _others(column, columns, target, target_label, label)
+    exponential = tl.exp(tl.where(others, score - offset[:, None], -float("inf")))
+    from_reference = score - reference[:, None]
+    at = out + row.to(tl.int64)[:, None] * stride + column[None, :]
+    rounded = exponential.to(out.dtype.element_ty)
+    tl.store(at, rounded, mask=(row < rows)[:, None] & (column < columns)[None, :])
+    total += tl.sum(exponential, 1)
+    stored += tl.sum(rounded.to(tl.float32), 1)
+    moment += tl.sum(exponential * from_reference, 1)
+    largest = tl.maximum(largest, tl.max(tl.where(others, score, -float("inf")), 1))
+    if SMOOTHING:
+        excess += tl.sum(tl.where(others, from_reference, 0.0), 1)
+        count += tl.sum(others.to(tl.float32), 1)
+    return largest, total, stored, moment, excess, count
 
 
 @triton.jit(do_not_specialize=_VARYING)
 def exponentials(
-    query,
-    passage,
-    scores,
-    stride,
-    target,
-    passage_id,
-    scale,
-    offset,
-    reference,
-    out,
-    target_score,
-    maxima,
-    sums,
-    moments,
-    excesses,
-    counts,
-    rows,
-    columns,
-    width,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_COLUMNS: tl.constexpr,
-    BLOCK_WIDTH: tl.constexpr,
-    GROUP: tl.constexpr,
-    INTERPRET: tl.constexpr,
-):
+    query, query_stride, passage, passage_stride, scores, stride, target, label, scale, offset, reference, out,
+    target_score, maxima, sums, stored_sums, moments, excesses, counts, rows, columns, width,
+    BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, BLOCK_WIDTH: tl.constexpr, GROUP: tl.constexpr,
+    DESCRIPTORS: tl.constexpr, INTERPRET: tl.constexpr,
+):  # fmt: skip
     """exp(score - offset) of each row's other columns, and 0 elsewhere, into ``out`` [rows, stride].
 
-    For each block of columns also, [blocks, rows]: the largest score, the sum of the exponentials, that of the
-    exponentials times (score - reference), and, where ``excesses`` is given, the sum of (score - reference) and the
-    number of other columns. ``target_score`` gets the score of the target from this same product, so that it compares
-    with equal columns as equal.
+    ``query`` [rows, width] and ``passage`` [columns, width] are descriptors or pointers; or ``scores`` [rows, stride]
+    holds their product (``out`` may be the same). ``target`` [rows] and ``label`` [columns] are int32: columns with
+    the label of a row's target take no part in the row.
+
+    For each block of columns also, [blocks, rows]: the largest score, the sum of the exponentials, that of what ``out``
+    holds of them, that of the exponentials times (score - reference), and, where ``excesses`` is given, the sum of
+    (score - reference) and the number of other columns. ``target_score`` gets the score of the target from this same
+    product, so that it compares with equal columns as equal.
     """
     column_blocks = tl.cdiv(columns, BLOCK_COLUMNS)
     row_blocks = tl.cdiv(rows, BLOCK_ROWS)
     factor = tl.load(scale)
+    SMOOTHING: tl.constexpr = excesses is not None
+    QUARTER: tl.constexpr = BLOCK_COLUMNS // 4
     for index in tl.range(tl.program_id(0), row_blocks * column_blocks, tl.num_programs(0)):
         row_block, column_block = _tile_at(index, row_blocks, column_blocks, GROUP)
         first_row = row_block * BLOCK_ROWS
         first_column = column_block * BLOCK_COLUMNS
+        if scores is None:
+            dot = _dot_tile(
+                query, query_stride, passage, passage_stride, first_row, first_column, rows, columns, width,
+                BLOCK_ROWS, BLOCK_COLUMNS, BLOCK_WIDTH, DESCRIPTORS, INTERPRET,
+            )  # fmt: skip
+        else:
+            dot = _stored_tile(scores, stride, first_row, first_column, rows, columns, BLOCK_ROWS, BLOCK_COLUMNS)
         row = first_row + tl.arange(0, BLOCK_ROWS)
-        column = first_column + tl.arange(0, BLOCK_COLUMNS)
         in_rows = row < rows
-        score = _score_tile(
-            query, passage, scores, stride, row, column, first_row, first_column, rows, columns, width, factor,
-            BLOCK_ROWS, BLOCK_COLUMNS, BLOCK_WIDTH, INTERPRET,
-        )  # fmt: skip
-        target_column = tl.load(target + row, mask=in_rows, other=0)
-        target_id = _ids_of_targets(target_column, passage_id)
-        others = _others(column, columns, target_column, target_id, passage_id)
-
-        here = (target_column >= first_column) & (target_column < first_column + BLOCK_COLUMNS) & in_rows
-        if tl.max(here.to(tl.int32), 0) > 0:
-            of_target = tl.sum(tl.where(column[None, :] == target_column[:, None], score, 0.0), 1)
-            tl.store(target_score + row, of_target, mask=here)
-
         row_offset = tl.load(offset + row, mask=in_rows, other=0.0)
         row_reference = tl.load(reference + row, mask=in_rows, other=0.0)
-        exponential = tl.where(others, tl.exp(score - row_offset[:, None]), 0.0)
-        excess = tl.where(others, score - row_reference[:, None], 0.0)
+        row_target = tl.load(target + row, mask=in_rows, other=0)
+        target_label = _label_of(row_target, label)
+        largest = tl.full([BLOCK_ROWS], -float("inf"), tl.float32)
+        total = tl.zeros([BLOCK_ROWS], tl.float32)
+        stored, moment, excess, count = total, total, total, total
+        left, right = _halves(dot, BLOCK_ROWS, BLOCK_COLUMNS)
+        first, second = _halves(left, BLOCK_ROWS, BLOCK_COLUMNS // 2)
+        third, fourth = _halves(right, BLOCK_ROWS, BLOCK_COLUMNS // 2)
+        quarters = (first, second, third, fourth)
+        for i in tl.static_range(4):
+            largest, total, stored, moment, excess, count = _exponentials_of_slice(
+                quarters[i], factor, row_offset, row_reference, first_row, first_column + i * QUARTER, rows, columns,
+                row_target, target_label, label, out, stride, target_score,
+                largest, total, stored, moment, excess, count, SMOOTHING,
+            )  # fmt: skip
         partial = column_block.to(tl.int64) * rows + row
-        tl.store(sums + partial, tl.sum(exponential, 1), mask=in_rows)
-        tl.store(moments + partial, tl.sum(exponential * excess, 1), mask=in_rows)
-        tl.store(maxima + partial, tl.max(tl.where(others, score, -float("inf")), 1), mask=in_rows)
-        if excesses is not None:
-            tl.store(excesses + partial, tl.sum(excess, 1), mask=in_rows)
-            tl.store(counts + partial, tl.sum(others.to(tl.float32), 1), mask=in_rows)
-        at = out + row.to(tl.int64)[:, None] * stride + column[None, :]
-        tl.store(at, exponential.to(out.dtype.element_ty), mask=in_rows[:, None] & (column < columns)[None, :])
+        tl.store(maxima + partial, largest, mask=in_rows)
+        tl.store(sums + partial, total, mask=in_rows)
+        tl.store(stored_sums + partial, stored, mask=in_rows)
+        tl.store(moments + partial, moment, mask=in_rows)
+        if SMOOTHING:
+            tl.store(excesses + partial, excess, mask=in_rows)
+            tl.store(counts + partial, count, mask=in_rows)
 
 
 @triton.jit(do_not_specialize=_VARYING)
 def subtract_smoothing(
-    out,
-    stride,
-    target,
-    passage_id,
-    gain,
-    share,
-    rows,
-    columns,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_COLUMNS: tl.constexpr,
+    out, stride, target, label, gain, share, rows, columns, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr
 ):
     """``out`` becomes out * gain - share (a value for each row) in each row's other columns, and stays 0 elsewhere."""
     column_blocks = tl.cdiv(columns, BLOCK_COLUMNS)
     row = tl.program_id(0) // column_blocks * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     column = tl.program_id(0) % column_blocks * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
     in_rows = row < rows
-    target_column = tl.load(target + row, mask=in_rows, other=0)
-    others = _others(column, columns, target_column, _ids_of_targets(target_column, passage_id), passage_id)
+    row_target = tl.load(target + row, mask=in_rows, other=0)
+    others = _others(column, columns, row_target, _label_of(row_target, label), label) & in_rows[:, None]
     at = out + row.to(tl.int64)[:, None] * stride + column[None, :]
-    others = others & in_rows[:, None]
     row_gain = tl.load(gain + row, mask=in_rows, other=0.0)
     row_share = tl.load(share + row, mask=in_rows, other=0.0)
     value = tl.load(at, mask=others, other=0.0).to(tl.float32) * row_gain[:, None] - row_share[:, None]

@@ -20,7 +20,7 @@ WORTH_TUNING = 2**26  # scores of a chunk: below, any configuration takes less t
 
 @dataclass(frozen=True)
 class Tiles:
-    """The shape of a tile, which decides the order of sums and so the bits, and what only decides the speed."""
+    """The shape of a tile, which decides the order of sums and so the bits, and what decides only the speed."""
 
     rows: int
     columns: int
@@ -28,15 +28,18 @@ class Tiles:
     warps: int
     stages: int
     group: int = 8
+    programs: int = 1
+    """Of each multiprocessor."""
+    descriptors: bool = False
 
 
-INTERPRETER = Tiles(rows=16, columns=32, width=16, warps=1, stages=1, group=2)
-# 64 x 256 for each of two warp groups keeps Hopper's tensor cores busy, and is what cuBLAS takes on Ampere.
-LARGE = Tiles(rows=128, columns=256, width=64, warps=8, stages=3)
-# For GPUs with 100 KB of shared memory a block (compute capability 8.6, 8.9, 12.0) and AMD's 64 KB.
-SMALL = Tiles(rows=128, columns=128, width=64, warps=8, stages=3)
-AMD = replace(SMALL, stages=2)
-LARGE_SHARED_MEMORY = 160 * 1024
+# The largest tile whose scores, with all that follows the product, stay in registers on every GPU that CI compiles for.
+AMPERE = Tiles(rows=128, columns=128, width=64, warps=8, stages=3)
+HOPPER = replace(AMPERE, descriptors=True)  # and later
+AMD = replace(AMPERE, stages=2)
+STORED = Tiles(rows=64, columns=128, width=64, warps=8, stages=1, programs=4)  # bound by memory, not by products
+INTERPRETER = Tiles(rows=32, columns=64, width=32, warps=1, stages=1, group=2, descriptors=True)
+LARGE_SHARED_MEMORY = 160 * 1024  # bytes a block: four stages fit
 
 
 class Chunk(NamedTuple):
@@ -47,7 +50,9 @@ class Chunk(NamedTuple):
     passage: Tensor
     """[M, D], aligned."""
     target: Tensor
-    passage_id: Tensor | None
+    """[rows], int32."""
+    label: Tensor | None
+    """[M], int32: columns with the label of a row's target are left out of the row."""
     scale: Tensor
     smoothing: bool
 
@@ -63,6 +68,8 @@ class Exponentials(NamedTuple):
     """Of the others' scores."""
     total: Tensor
     """Sum of the others' exponentials."""
+    stored_total: Tensor
+    """Sum of what is stored, which is rounded."""
     moment: Tensor
     """Sum of the others' exponentials times (score - target_score)."""
     excess: Tensor | None
@@ -98,17 +105,18 @@ def exponentials(chunk: Chunk, guess: RowOffsets) -> Exponentials:
 def subtract_smoothing(stored: Tensor, chunk: Chunk, gain: Tensor, share: Tensor) -> None:
     """``stored`` becomes stored * gain - share in each row's other columns."""
     rows, columns = stored.shape
-    block_rows, block_columns = 16, 64 if kernels.INTERPRETED else 256
+    block_rows, block_columns = (32, 32) if kernels.INTERPRETED else (16, 256)
     kernels.subtract_smoothing[(-(-rows // block_rows) * -(-columns // block_columns),)](
-        stored, stored.stride(0), chunk.target, chunk.passage_id, gain, share, rows, columns, block_rows, block_columns
-    )
+        stored, stored.stride(0), chunk.target, chunk.label, gain, share, rows, columns, block_rows, block_columns,
+        enable_fp_fusion=True,
+    )  # fmt: skip
 
 
 def _offset(chunk: Chunk, guess: RowOffsets, stored: Tensor, tiles: Tiles) -> Tensor:
     rows, columns = stored.shape
     maxima, sums = stored.new_empty(2, -(-columns // tiles.columns), rows, dtype=torch.float32)
     kernels.row_maxima_and_sums[_grid(rows, columns, tiles, stored.device)](
-        *_operands(chunk, stored, tiles), guess.exact, chunk.target, chunk.passage_id, chunk.scale, maxima, sums,
+        *_operands(chunk, stored, tiles), guess.exact, chunk.target, chunk.label, chunk.scale, maxima, sums,
         rows, columns, chunk.query.shape[1], **_options(tiles),
     )  # fmt: skip
     return torch.where(guess.exact > 0, exact_offset(maxima, sums), guess.offset)
@@ -116,32 +124,35 @@ def _offset(chunk: Chunk, guess: RowOffsets, stored: Tensor, tiles: Tiles) -> Te
 
 def _exponentiate(chunk: Chunk, reference: Tensor, offset: Tensor, stored: Tensor, tiles: Tiles) -> Exponentials:
     rows, columns = stored.shape
-    partials = stored.new_empty(
-        5 if chunk.smoothing else 3, -(-columns // tiles.columns), rows, dtype=torch.float32
-    ).unbind()
-    target_score = reference.clone()  # of a target out of range, the nan stays
-    excesses, counts = partials[3:] if chunk.smoothing else (None, None)
+    kinds = 6 if chunk.smoothing else 4
+    partials = stored.new_empty(kinds, -(-columns // tiles.columns), rows, dtype=torch.float32)
+    maxima, sums, stored_sums, moments, *of_smoothing = partials.unbind()
+    target_score = torch.empty_like(offset)
     kernels.exponentials[_grid(rows, columns, tiles, stored.device)](
-        *_operands(chunk, stored, tiles), chunk.target, chunk.passage_id, chunk.scale, offset, reference,
-        stored, target_score, *partials[:3], excesses, counts,
+        *_operands(chunk, stored, tiles), chunk.target, chunk.label, chunk.scale, offset, reference, stored,
+        target_score, maxima, sums, stored_sums, moments, *(of_smoothing or (None, None)),
         rows, columns, chunk.query.shape[1], **_options(tiles),
     )  # fmt: skip
-    maxima, sums, moments = partials[:3]
     total = sums.sum(0)
     moved = reference - target_score  # the sums are relative to a target score that was rounded otherwise
-    others = None if counts is None else counts.sum(0)
-    excess = None if excesses is None or others is None else excesses.sum(0) + moved * others
     moment = moments.sum(0) + moved * total
-    return Exponentials(stored, offset, target_score, maxima.amax(0), total, moment, excess, others)
+    excess, others = None, None
+    if of_smoothing:
+        others = of_smoothing[1].sum(0)
+        excess = of_smoothing[0].sum(0) + moved * others
+    return Exponentials(stored, offset, target_score, maxima.amax(0), total, stored_sums.sum(0), moment, excess, others)
 
 
 def _operands(chunk: Chunk, stored: Tensor, tiles: Tiles) -> tuple[Any, ...]:
-    """The kernels' first four arguments: descriptors of the factors, or the product."""
-    if chunk.query.dtype == torch.float32:
-        return None, None, stored, stored.stride(0)
-    query = TensorDescriptor.from_tensor(chunk.query, [tiles.rows, tiles.width])
-    passage = TensorDescriptor.from_tensor(chunk.passage, [tiles.columns, tiles.width])
-    return query, passage, None, stored.stride(0)
+    """The kernels' first six arguments: the factors, as descriptors or pointers, or their product; with strides."""
+    query, passage = chunk.query, chunk.passage
+    if query.dtype == torch.float32:
+        return None, 0, None, 0, stored, stored.stride(0)
+    strides = query.stride(0), passage.stride(0)
+    if tiles.descriptors:
+        query = TensorDescriptor.from_tensor(query, [tiles.rows, tiles.width])
+        passage = TensorDescriptor.from_tensor(passage, [tiles.columns, tiles.width])
+    return query, strides[0], passage, strides[1], None, stored.stride(0)
 
 
 def _options(tiles: Tiles) -> dict[str, Any]:
@@ -150,57 +161,65 @@ def _options(tiles: Tiles) -> dict[str, Any]:
         "BLOCK_COLUMNS": tiles.columns,
         "BLOCK_WIDTH": tiles.width,
         "GROUP": tiles.group,
+        "DESCRIPTORS": tiles.descriptors,
         "INTERPRET": kernels.INTERPRETED,
         "num_warps": tiles.warps,
         "num_stages": tiles.stages,
+        "enable_fp_fusion": True,  # Triton's default is changing
     }
 
 
 def _grid(rows: int, columns: int, tiles: Tiles, device: torch.device) -> tuple[int]:
-    return (min(-(-rows // tiles.rows) * -(-columns // tiles.columns), _processors(device)),)
+    return (min(-(-rows // tiles.rows) * -(-columns // tiles.columns), tiles.programs * _multiprocessors(device)),)
 
 
 @cache
-def _processors(device: torch.device) -> int:
-    if device.type == "cpu":
-        return 2
-    return int(torch.cuda.get_device_properties(device).multi_processor_count)
+def _multiprocessors(device: torch.device) -> int:
+    return 2 if device.type == "cpu" else int(torch.cuda.get_device_properties(device).multi_processor_count)
 
 
 @cache
 def default_tiles(device: torch.device) -> Tiles:
-    """The tile shape for a device: not a matter of timing, or the bits would change from run to run."""
+    """The tiles for a device. Their shape is no matter of timing, or the bits would change from run to run."""
     if kernels.INTERPRETED:
         return INTERPRETER
     if torch.version.hip is not None:
         return AMD
-    index = torch.cuda.current_device() if device.index is None else device.index
-    shared_memory = driver.active.utils.get_device_properties(index)["max_shared_mem"]
-    return LARGE if shared_memory >= LARGE_SHARED_MEMORY else SMALL
+    return HOPPER if torch.cuda.get_device_capability(device) >= (9, 0) else AMPERE
 
 
-def candidates(tiles: Tiles) -> list[Tiles]:
-    """What tuning tries: pipeline depth and the order of tiles depend on memory and cache, and change no bit."""
-    if tiles.columns == LARGE.columns:
-        return [tiles, replace(tiles, stages=4), replace(tiles, group=16), replace(tiles, stages=4, group=16)]
-    return [tiles, replace(tiles, stages=2), replace(tiles, group=16)]
+def candidates(tiles: Tiles, shared_memory: int) -> list[Tiles]:
+    """What tuning tries: the depth of the pipeline and the order of tiles depend on memory and caches. No bit changes.
+
+    Two programs on a multiprocessor could do one's exponentials during the other's products, if registers sufficed.
+    """
+    found = [tiles, replace(tiles, group=16), replace(tiles, stages=2, programs=2)]
+    if shared_memory >= LARGE_SHARED_MEMORY:
+        found.append(replace(tiles, stages=4))
+    return found
 
 
 _tuned: dict[tuple[Any, ...], Tiles] = {}
 
 
 def _tiles(chunk: Chunk, guess: RowOffsets, stored: Tensor) -> Tiles:
-    """Tiles for a chunk; the first large one of a kind is run with each candidate, and waits for the device."""
+    """Tiles for a chunk. The first large one of a kind is run with each candidate, and waits for the device."""
+    if chunk.query.dtype == torch.float32:
+        return INTERPRETER if kernels.INTERPRETED else STORED
     tiles = default_tiles(stored.device)
-    if kernels.INTERPRETED or chunk.query.dtype == torch.float32:  # float32 is done in place: once only
-        return tiles
-    key = (stored.device, chunk.query.dtype, chunk.query.shape[1], chunk.passage_id is None, chunk.smoothing)
-    if key not in _tuned and stored.numel() >= WORTH_TUNING and not torch.cuda.is_current_stream_capturing():
+    key = (stored.device, chunk.query.dtype, chunk.query.shape[1], chunk.label is None, chunk.smoothing)
+    tunable = stored.is_cuda and stored.numel() >= WORTH_TUNING
+    if tunable and key not in _tuned and not torch.cuda.is_current_stream_capturing():
         _tuned[key] = min(
-            candidates(tiles),
+            candidates(tiles, _shared_memory(stored.device)),
             key=lambda one: _seconds(lambda: _exponentiate(chunk, guess.target_score, guess.offset, stored, one)),
         )
     return _tuned.get(key, tiles)
+
+
+def _shared_memory(device: torch.device) -> int:
+    """Bytes that a block may have."""
+    return int(driver.active.utils.get_device_properties(device.index)["max_shared_mem"])
 
 
 def _seconds(run: Callable[[], object], repeats: int = 3) -> float:

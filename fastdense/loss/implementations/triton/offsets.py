@@ -27,22 +27,19 @@ class RowOffsets(NamedTuple):
     """Of each row of a chunk: [rows] each."""
 
     target_score: Tensor
-    """By a product of its own: nearly, but not bit for bit, the one among the row's scores. nan for a bad target."""
+    """By a product of its own: nearly, but not bit for bit, the one among the row's scores."""
     offset: Tensor
     """The bound's."""
     exact: Tensor
     """Whether the row needs its log-sum-exp, int8."""
 
 
-def row_offsets(
-    chunk: Tensor, of_target: Tensor, in_range: Tensor, scale: Tensor, longest: Tensor, always_exact: bool
-) -> RowOffsets:
+def row_offsets(chunk: Tensor, of_target: Tensor, scale: Tensor, longest: Tensor, always_exact: bool) -> RowOffsets:
     """Offsets for queries ``chunk`` [rows, D], whose targets' passages are ``of_target`` [rows, D] in float32.
 
-    ``longest`` [] is max |p|; ``in_range`` [rows] says which targets exist.
+    ``longest`` [] is max |p|.
     """
     target_score = torch.linalg.vecdot(chunk.float(), of_target) * scale
-    target_score = target_score.where(in_range, torch.nan)
     bound = torch.linalg.vector_norm(chunk, dim=1, dtype=torch.float32) * longest * scale
     # Written so that nan needs the exact path.
     exact = ~(bound - target_score <= 2 * REACH)
