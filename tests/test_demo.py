@@ -75,7 +75,7 @@ def test_the_verdict_is_honest(mrr: float, recall: float, verdict: str, capsys: 
 
 @pytest.mark.slow
 def test_the_demo_runs_to_its_end_and_checks_its_own_claim(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    size = Size(sources=("json", "xml"), steps=2, eval_steps=1, gain=1000)
+    size = Size(sources=("json", "xml"), steps=5, eval_steps=5, gain=1000)
     with pytest.raises(UserError, match="1000 times better"):
         demonstrate(tmp_path / "demo", size)
     output = capfd.readouterr().out

@@ -29,7 +29,7 @@ class Size:
 
 FULL = Size(("stdlib",), steps=250, eval_steps=50, gain=5)
 SHORT = Size(
-    ("asyncio", "email", "http", "json", "logging", "unittest", "urllib", "xml"), steps=24, eval_steps=12, gain=1.5
+    ("asyncio", "email", "http", "json", "logging", "unittest", "urllib", "xml"), steps=24, eval_steps=12, gain=1.3
 )
 
 

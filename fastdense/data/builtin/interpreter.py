@@ -70,7 +70,7 @@ def _described(value: object, module: str, qualified_name: str) -> Iterator[Docu
 
 
 def help_topics() -> Iterator[DocumentedObject]:
-    """The texts behind ``help("assert")`` and the like, a paragraph group each, as objects of ``pydoc_data.topics``."""
+    """The texts behind ``help("assert")`` and the like, a group of paragraphs each, as module ``help``."""
     path = Path(sysconfig.get_path("stdlib"), "pydoc_data", "topics.py")
     if not path.exists():
         return
