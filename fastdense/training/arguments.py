@@ -72,6 +72,11 @@ class ModelArguments:
 
     _argument_group_name = "model"
 
+    def __post_init__(self) -> None:
+        for name in ("projection_in_dim", "projection_out_dim"):
+            if not self.add_pooler and getattr(self, name) != 768:
+                raise UserError(f"--{name} is the width of a projection: pass --add_pooler, which adds one")
+
 
 @dataclass
 class DataArguments:

@@ -64,7 +64,8 @@ def test_documented_defaults() -> None:
 
 @pytest.mark.parametrize(("name", "default", "other"), DOCUMENTED)
 def test_documented_flags_can_be_set(name: str, default: Any, other: str) -> None:
-    value = parse(f"--{name}", other)[name]
+    with_it = ["--add_pooler"] if name.startswith("projection") else []
+    value = parse(f"--{name}", other, *with_it)[name]
     assert value != default
     assert str(value).lower() == other
 
@@ -98,6 +99,7 @@ def test_fp16_is_refused_on_a_cpu() -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
+        ("--projection_out_dim 5", "--projection_out_dim is the width of a projection: pass --add_pooler"),
         ("--temperature 0", "--temperature must be a positive number, not 0.0"),
         ("--temperature inf", "--temperature must be a positive number"),
         ("--gc_p_chunk_size 0", "--gc_p_chunk_size must be at least 1"),
