@@ -22,6 +22,7 @@ py::dict cpu_capabilities() {
   py::dict capabilities;
   capabilities["avx2"] = fastdense::cpu::has_avx2();
   capabilities["avx512"] = fastdense::cpu::has_avx512();
+  capabilities["avx512_bf16"] = fastdense::cpu::has_avx512_bf16();
   return capabilities;
 }
 

@@ -20,4 +20,12 @@ inline bool has_avx512() {
 #endif
 }
 
+inline bool has_avx512_bf16() {
+#ifdef FASTDENSE_X86
+  return has_avx512() && __builtin_cpu_supports("avx512bf16");
+#else
+  return false;
+#endif
+}
+
 }  // namespace fastdense::cpu

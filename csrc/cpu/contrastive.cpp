@@ -1,30 +1,16 @@
-// Loss and gradients in one pass over chunks of rows:
-//
-//   scores = query[rows] @ passage.T             [rows, M], the only large buffer
-//   row kernel: scores -> gradient, in place     see row_kernel.inc
-//   query_grad[rows] = gradient @ passage
-//   passage_grad += gradient.T @ query[rows]
-//
-// Passages that are not contiguous float32 are converted a tile of rows at a time.
+// Loss and gradients in one pass over chunks of queries (chunk.h).
 
 #include "cpu/contrastive.h"
 
 #include <algorithm>
+#include <cmath>
 #include <vector>
 
+#include "cpu/chunk.h"
 #include "cpu/instruction_set.h"
-#include "cpu/matrix.h"
 
 namespace fastdense::cpu {
 namespace {
-
-constexpr int64_t kTileBytes = int64_t{8} << 20;
-constexpr int64_t kScoresPerThread = 32768;  // less work than this is not worth another thread
-
-template <typename Body>
-void for_each_range(int64_t size, int64_t step, Body body) {
-  for (int64_t start = 0; start < size; start += step) body(start, std::min(step, size - start));
-}
 
 // What the loss of each row is multiplied by; all zeros where the weights' sum is zero.
 std::vector<float> row_weights(const std::optional<Tensor>& weight, int64_t rows, bool mean) {
@@ -37,85 +23,44 @@ std::vector<float> row_weights(const std::optional<Tensor>& weight, int64_t rows
   return weights;
 }
 
-class Pass {
- public:
-  Pass(const Tensor& query, const Tensor& passage, const Tensor& target, const RowShared& shared,
-       std::vector<float> weights, int64_t chunk_rows)
-      : rows_(query.size(0)),
-        shared_(shared),
-        target_(target.const_data_ptr<int64_t>()),
-        weights_(std::move(weights)),
-        results_(rows_),
-        chunk_rows_(chunk_rows),
-        queries_(query, chunk_rows),
-        passages_(passage, kTileBytes / std::max<int64_t>(1, passage.size(1) * sizeof(float))),
-        buffer_(empty_float(query, {chunk_rows, passage.size(0)})) {
-    for (int64_t i = 0; i < rows_; ++i) {
-      STD_TORCH_CHECK(target_[i] >= 0 && target_[i] < shared_.columns, "target must lie in [0, ", shared_.columns,
-                      "), got ", target_[i], " in row ", i);
-    }
+void check_targets(const Tensor& target, int64_t columns) {
+  const int64_t* values = target.const_data_ptr<int64_t>();
+  for (int64_t i = 0; i < target.size(0); ++i) {
+    STD_TORCH_CHECK(values[i] >= 0 && values[i] < columns, "target must lie in [0, ", columns, "), got ", values[i],
+                    " in row ", i);
   }
+}
 
-  // A gradient that is null is not computed; passage_grad must be zero at the start.
-  void run(const Tensor* query_grad, const Tensor* passage_grad) {
-    for_each_range(rows_, chunk_rows_, [&](int64_t start, int64_t count) {
-      const Tensor chunk = queries_.get(start, count);
-      const Tensor scores = rows_of(buffer_, 0, count);
-      for_each_tile([&](int64_t first, int64_t size) {
-        multiply(columns_of(scores, first, size), chunk, transposed(passages_.get(first, size)));
-      });
-      scores_to_gradient(scores, start);
-      if (query_grad) {
-        const Tensor out = rows_of(*query_grad, start, count);
-        for_each_tile([&](int64_t first, int64_t size) {
-          (first == 0 ? multiply : multiply_add)(out, columns_of(scores, first, size), passages_.get(first, size));
-        });
-      }
-      if (passage_grad) multiply_add(*passage_grad, transposed(scores), chunk);
-    });
+Tensor empty(const Tensor& like, std::initializer_list<int64_t> shape, ScalarType type = ScalarType::Float) {
+  return torch::stable::new_empty(like, shape, type);
+}
+
+void run(const Problem& problem, const Kernels& kernels, const Gradients& gradients, int64_t chunk_bytes,
+         RowResult* results) {
+  const Plan plan = make_plan(problem.rows, problem.columns, problem.width, kernels.depth, chunk_bytes);
+  Chunk chunk(problem, plan, kernels, gradients);
+  for (int64_t first = 0; first < problem.rows; first += plan.chunk_rows) {
+    chunk.run(first, std::min(plan.chunk_rows, problem.rows - first), results + first);
   }
+}
 
-  void write(float* loss, float* scale_grad, float* log_normalizer, float* target_score, bool* correct) const {
-    double loss_sum = 0, scale_grad_sum = 0;
-    for (int64_t i = 0; i < rows_; ++i) {
-      loss_sum += static_cast<double>(weights_[i]) * results_[i].loss;
-      scale_grad_sum += results_[i].scale_grad;
-      log_normalizer[i] = results_[i].log_normalizer;
-      target_score[i] = results_[i].target_score;
-      correct[i] = results_[i].correct;
-    }
-    *loss = static_cast<float>(loss_sum);
-    *scale_grad = static_cast<float>(scale_grad_sum);
+ContrastiveResult collect(const Tensor& like, const std::vector<RowResult>& results, const Tensor& query_grad,
+                          const Tensor& passage_grad) {
+  const int64_t rows = static_cast<int64_t>(results.size());
+  Tensor loss = empty(like, {}), scale_grad = empty(like, {}), log_normalizer = empty(like, {rows});
+  Tensor target_score = empty(like, {rows}), correct = empty(like, {rows}, ScalarType::Bool);
+  double loss_sum = 0, scale_grad_sum = 0;
+  for (int64_t i = 0; i < rows; ++i) {
+    loss_sum += results[i].loss;
+    scale_grad_sum += results[i].scale_grad;
+    log_normalizer.mutable_data_ptr<float>()[i] = results[i].log_normalizer;
+    target_score.mutable_data_ptr<float>()[i] = results[i].target_score;
+    correct.mutable_data_ptr<bool>()[i] = results[i].correct;
   }
-
- private:
-  template <typename Body>
-  void for_each_tile(Body body) {
-    for_each_range(shared_.columns, passages_.rows_at_once(), body);
-  }
-
-  void scores_to_gradient(const Tensor& scores, int64_t first_row) {
-    float* data = scores.mutable_data_ptr<float>();
-    const int64_t grain = std::max<int64_t>(1, kScoresPerThread / shared_.columns);
-    torch::stable::parallel_for(0, scores.size(0), grain, [&](int64_t begin, int64_t end) {
-      for (int64_t r = begin; r < end; ++r) {
-        const int64_t i = first_row + r;
-        results_[i] = kernel_(data + r * shared_.columns, target_[i], weights_[i], shared_);
-      }
-    });
-  }
-
-  int64_t rows_;
-  RowShared shared_;
-  const int64_t* target_;
-  std::vector<float> weights_;
-  std::vector<RowResult> results_;
-  int64_t chunk_rows_;
-  FloatRows queries_;
-  FloatRows passages_;
-  Tensor buffer_;
-  RowKernel kernel_ = row_kernel();
-};
+  *loss.mutable_data_ptr<float>() = static_cast<float>(loss_sum);
+  *scale_grad.mutable_data_ptr<float>() = static_cast<float>(scale_grad_sum);
+  return {loss, query_grad, passage_grad, scale_grad, log_normalizer, target_score, correct};
+}
 
 }  // namespace
 
@@ -123,28 +68,33 @@ ContrastiveResult contrastive(const Tensor& query, const Tensor& passage, const 
                               const std::optional<Tensor>& passage_id, const std::optional<Tensor>& weight,
                               double label_smoothing, bool mean, bool query_grad, bool passage_grad,
                               int64_t chunk_bytes) {
-  namespace stable = torch::stable;
   const int64_t rows = query.size(0), columns = passage.size(0), width = query.size(1);
-  const Tensor targets = stable::contiguous(target);
-  const Tensor ids = passage_id ? stable::contiguous(*passage_id) : Tensor();
-  const RowShared shared{columns, passage_id ? ids.const_data_ptr<int64_t>() : nullptr, *scale.const_data_ptr<float>(),
-                         static_cast<float>(label_smoothing)};
-  const int64_t row_bytes = std::max<int64_t>(1, columns * sizeof(float));
-  const int64_t chunk_rows = std::clamp<int64_t>(chunk_bytes / row_bytes, 1, std::max<int64_t>(1, rows));
+  const Kernels& kernels = choose_kernels(query.scalar_type() == ScalarType::BFloat16);
+  const Tensor targets = torch::stable::contiguous(target);
+  const Tensor ids = passage_id ? torch::stable::contiguous(*passage_id) : Tensor();
+  check_targets(targets, columns);
+  const std::vector<float> weights = row_weights(weight, rows, mean);
+  const Problem problem{Rows(query, kernels),
+                        Rows(passage, kernels),
+                        rows,
+                        columns,
+                        width,
+                        targets.const_data_ptr<int64_t>(),
+                        passage_id ? ids.const_data_ptr<int64_t>() : nullptr,
+                        weights.data(),
+                        *scale.const_data_ptr<float>(),
+                        static_cast<float>(label_smoothing)};
 
-  Tensor query_grads = query_grad ? empty_float(query, {rows, width}) : empty_float(query, {0});
-  Tensor passage_grads =
-      passage_grad ? stable::new_zeros(query, {columns, width}, ScalarType::Float) : empty_float(query, {0});
-  Pass pass(query, passage, targets, shared, row_weights(weight, rows, mean), chunk_rows);
-  pass.run(query_grad ? &query_grads : nullptr, passage_grad ? &passage_grads : nullptr);
-
-  Tensor loss = empty_float(query, {}), scale_grad = empty_float(query, {});
-  Tensor log_normalizer = empty_float(query, {rows}), target_score = empty_float(query, {rows});
-  Tensor correct = stable::new_empty(query, {rows}, ScalarType::Bool);
-  pass.write(loss.mutable_data_ptr<float>(), scale_grad.mutable_data_ptr<float>(),
-             log_normalizer.mutable_data_ptr<float>(), target_score.mutable_data_ptr<float>(),
-             correct.mutable_data_ptr<bool>());
-  return {loss, query_grads, passage_grads, scale_grad, log_normalizer, target_score, correct};
+  Tensor query_grads = query_grad ? empty(query, {rows, width}) : empty(query, {0});
+  // Without queries no product writes it.
+  Tensor passage_grads = !passage_grad ? empty(query, {0})
+                         : rows == 0   ? torch::stable::new_zeros(query, {columns, width}, ScalarType::Float)
+                                       : empty(query, {columns, width});
+  const Gradients gradients{query_grad ? query_grads.mutable_data_ptr<float>() : nullptr,
+                            passage_grad ? passage_grads.mutable_data_ptr<float>() : nullptr};
+  std::vector<RowResult> results(rows);
+  if (rows > 0) run(problem, kernels, gradients, chunk_bytes, results.data());
+  return collect(query, results, query_grads, passage_grads);
 }
 
 }  // namespace fastdense::cpu

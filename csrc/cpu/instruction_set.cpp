@@ -10,34 +10,47 @@ namespace fastdense::cpu {
 namespace {
 
 struct Candidate {
-  const char* name;
-  RowKernel kernel;
+  const Kernels* kernels;
   bool supported;
 };
 
-RowKernel choose() {
+struct Choice {
+  const Kernels* float32 = nullptr;
+  const Kernels* bfloat16 = nullptr;
+};
+
+Choice choose() {
   const Candidate candidates[] = {
 #ifdef FASTDENSE_X86
-      {"avx512", row_kernel_avx512, has_avx512()},
-      {"avx2", row_kernel_avx2, has_avx2()},
+      {&kernels_avx512_bf16, has_avx512_bf16()},
+      {&kernels_avx512, has_avx512()},
+      {&kernels_avx2, has_avx2()},
 #endif
-      {"generic", row_kernel_generic, true},
+      {&kernels_generic, true},
   };
   const char* wanted = std::getenv("FASTDENSE_CPU_INSTRUCTION_SET");
-  for (const Candidate& candidate : candidates) {
-    if (candidate.supported && (wanted == nullptr || std::string(wanted) == candidate.name)) return candidate.kernel;
+  bool reached = wanted == nullptr;  // candidates better than the one asked for are passed over
+  Choice choice;
+  for (const auto& [kernels, supported] : candidates) {
+    reached = reached || std::string(wanted) == kernels->name;
+    if (!reached) continue;
+    if (!supported && wanted != nullptr && choice.bfloat16 == nullptr) break;
+    if (!supported) continue;
+    if (choice.bfloat16 == nullptr) choice.bfloat16 = kernels;
+    if (choice.float32 == nullptr && kernels->depth == 1) choice.float32 = kernels;
   }
+  if (choice.float32 != nullptr) return choice;
   throw std::runtime_error(
-      "FASTDENSE_CPU_INSTRUCTION_SET must name an instruction set of this CPU (avx512, avx2 or "
-      "generic), got " +
+      "FASTDENSE_CPU_INSTRUCTION_SET must name an instruction set of this CPU (avx512_bf16, avx512, avx2 or generic), "
+      "got " +
       std::string(wanted));
 }
 
 }  // namespace
 
-RowKernel row_kernel() {
-  static const RowKernel kernel = choose();
-  return kernel;
+const Kernels& choose_kernels(bool bfloat16_products) {
+  static const Choice choice = choose();
+  return bfloat16_products ? *choice.bfloat16 : *choice.float32;
 }
 
 }  // namespace fastdense::cpu

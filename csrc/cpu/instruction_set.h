@@ -1,11 +1,12 @@
 #pragma once
 
-#include "cpu/row_kernel.h"
+#include "cpu/gemm/kernels.h"
 
 namespace fastdense::cpu {
 
-// The row kernel for the best instruction set of this CPU; the environment variable FASTDENSE_CPU_INSTRUCTION_SET
-// (generic, avx2 or avx512) asks for a lesser one. Throws std::runtime_error if this CPU lacks the one asked for.
-RowKernel row_kernel();
+// The kernels for the best instruction set of this CPU; bfloat16 products (which round exponentials to bfloat16) only
+// if asked for. The environment variable FASTDENSE_CPU_INSTRUCTION_SET (generic, avx2, avx512 or avx512_bf16) asks for
+// a lesser one. Throws std::runtime_error if this CPU lacks the one asked for.
+const Kernels& choose_kernels(bool bfloat16_products);
 
 }  // namespace fastdense::cpu

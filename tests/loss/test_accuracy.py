@@ -43,7 +43,7 @@ def test_float32_is_as_exact_as_torch(implementation, oracle, draw, relative_err
 @pytest.mark.parametrize("kind", ["random", "trained", "raw"])
 @pytest.mark.parametrize("scale", [1.0, 20.0, 100.0])
 def test_half_precision_accumulates_in_float32(
-    implementation, oracle, draw, relative_error, rounding, dtype, kind, scale
+    implementation, oracle, draw, relative_error, rounding_of, dtype, kind, scale
 ):
     query, passage = draw(kind, 33, 70, 48, dtype)
     target = last_target(33, 70)
@@ -53,8 +53,28 @@ def test_half_precision_accumulates_in_float32(
     for name in exact._fields:
         allowed = 1.25 * relative_error(getattr(plain, name), getattr(exact, name)) + tolerance(kind, scale)
         if name in ("query_grad", "passage_grad"):
-            allowed += rounding(dtype)
+            allowed += rounding_of(implementation, dtype)
         assert relative_error(getattr(result, name), getattr(exact, name)) <= allowed, name
+
+
+@pytest.mark.parametrize("shape", [(33, 70, 48), (64, 300, 256)])
+@pytest.mark.parametrize("kind", ["random", "trained", "raw"])
+@pytest.mark.parametrize("scale", [1.0, 20.0, 50.0, 100.0])
+def test_bfloat16_gradients_are_within_twice_the_rounding_of_the_inputs(
+    implementation, oracle, draw, relative_error, shape, kind, scale
+):
+    """Against the inputs before they were rounded; and no worse than plain torch, whose scores are bfloat16."""
+    query, passage = draw(kind, *shape, torch.float64)
+    target = last_target(*shape[:2])
+    true = oracle(query, passage, target, scale=scale)
+    query, passage = query.bfloat16(), passage.bfloat16()
+    rounded = oracle(query, passage, target, scale=scale)
+    plain = oracle(query, passage, target, scale=scale, dtype=torch.bfloat16)
+    result = contrastive_loss_and_grad(query, passage, target, scale=scale, implementation=implementation)
+    for name in ("query_grad", "passage_grad"):
+        actual, expected = getattr(result, name), getattr(true, name)
+        assert relative_error(actual, expected) <= 2 * relative_error(getattr(rounded, name), expected), name
+        assert relative_error(actual, expected) <= 1.05 * relative_error(getattr(plain, name), expected), name
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])

@@ -1,0 +1,6 @@
+#define FASTDENSE_KERNELS kernels_avx2
+#define FASTDENSE_NAME "avx2"
+#define FASTDENSE_LANES 8
+#define FASTDENSE_TILE_ROWS 6
+#define FASTDENSE_DEPTH 1
+#include "cpu/gemm/kernels.inc"

@@ -1,0 +1,6 @@
+#define FASTDENSE_KERNELS kernels_avx512
+#define FASTDENSE_NAME "avx512"
+#define FASTDENSE_LANES 16
+#define FASTDENSE_TILE_ROWS 14
+#define FASTDENSE_DEPTH 1
+#include "cpu/gemm/kernels.inc"

@@ -1,0 +1,8 @@
+#include <immintrin.h>
+
+#define FASTDENSE_KERNELS kernels_avx512_bf16
+#define FASTDENSE_NAME "avx512_bf16"
+#define FASTDENSE_LANES 16
+#define FASTDENSE_TILE_ROWS 14
+#define FASTDENSE_DEPTH 2
+#include "cpu/gemm/kernels.inc"

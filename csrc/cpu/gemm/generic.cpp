@@ -1,0 +1,6 @@
+#define FASTDENSE_KERNELS kernels_generic
+#define FASTDENSE_NAME "generic"
+#define FASTDENSE_LANES 4
+#define FASTDENSE_TILE_ROWS 4
+#define FASTDENSE_DEPTH 1
+#include "cpu/gemm/kernels.inc"

@@ -1,0 +1,92 @@
+// The inner loops of the loss, compiled once per instruction set, and the memory layouts that they share.
+//
+// A product's inner dimension is counted in units of 32 bits: one float32, or two consecutive bfloat16. With K units:
+//
+//   panel   [K][32]              the right operand: for each unit, 32 columns side by side
+//   blocks  [K / 32][rows][32]   the left operand by rows: each row's next 32 units side by side
+//   steps   [K][tile_rows]       the left operand by steps: for each unit, one tile's rows side by side
+//
+// Exponentials are stored as panels of 32 queries whose units are passages: the right operand of query_grad's product.
+#pragma once
+
+#include <cstdint>
+
+namespace fastdense::cpu {
+
+constexpr int kPanel = 32;  // columns of a tile; queries of a panel
+constexpr int kBlock = 32;  // units of a row that lie together
+
+// Stands for a score that does not take part: far below every other, yet no arithmetic on it overflows.
+constexpr float kLeftOut = -1e38F;
+
+// c[rows, 32] = a b, or += where accumulate.
+struct Tile {
+  const uint32_t* a;
+  int64_t a_stride;  // units from one block of 32 to the next; unused by steps
+  const uint32_t* b;
+  int64_t units;
+  float* c;
+  int64_t c_stride;
+  bool accumulate;
+};
+
+// Sums over columns of one panel of queries. y is score - reference (unscaled), e = 2^(y * log2_scale).
+struct PanelSums {
+  double exponentials[kPanel];  // of e
+  double moments[kPanel];       // of e * y
+  double excess[kPanel];        // of y, if asked for
+  float largest[kPanel];        // the largest y
+  float left_out[kPanel];       // the number of columns that do not take part, if asked for
+};
+
+struct Exponentials {
+  const float* scores;  // [columns][32]
+  int64_t columns;
+  const float* reference;  // [32]
+  float log2_scale;        // scale / log 2
+  bool count;              // excess and left_out are asked for
+  uint32_t* out;           // [ceil(columns / depth)][32], or null
+};
+
+struct Kernels {
+  const char* name;
+  int depth;      // elements in a unit: 1 or 2
+  int tile_rows;  // the most rows of a tile
+
+  void (*tile_by_blocks)(int rows, const Tile& tile);
+  void (*tile_by_steps)(int rows, const Tile& tile);
+
+  // Adds to sums.
+  void (*exponentiate)(const Exponentials& work, PanelSums* sums);
+  // Writes kLeftOut to scores [columns][32] where the column's id is the query's.
+  void (*leave_out)(float* scores, int64_t columns, const int64_t* column_id, const int64_t* query_id);
+  // Subtracts share [32] from the exponentials of one column: units [32], of which `part` counts the elements.
+  void (*subtract)(uint32_t* units, int64_t part, const float* share);
+
+  // values [width] to one row of blocks that lie a_stride apart; the last unit is filled with zero.
+  void (*pack_block_row)(const float* values, int64_t width, uint32_t* out, int64_t a_stride);
+  // depth rows of values [width] (the second may be null: zeros) to one unit of tiles that lie tile_stride apart.
+  void (*pack_step)(const float* const* values, int64_t width, uint32_t* out, int64_t tile_stride);
+  // depth rows of values [width], times factor [depth], to one unit of panels that lie panel_stride apart; zero-filled.
+  void (*pack_panel_step)(const float* const* values, const float* factor, int64_t width, uint32_t* out,
+                          int64_t panel_stride);
+  // values [width] to column `column` of a panel; the last unit is filled with zero.
+  void (*pack_panel_column)(const float* values, int64_t width, uint32_t* out);
+  // One panel of exponentials, columns long, to blocks of its columns' rows: out[column * 32 + unit], 32 / depth units.
+  // What lies `ahead` units behind the panel is prefetched.
+  void (*transpose_exponentials)(const uint32_t* panel, int64_t columns, int64_t ahead, uint32_t* out);
+
+  float (*dot)(const float* a, const float* b, int64_t width);
+
+  void (*widen_bfloat16)(const uint16_t* from, int64_t count, float* to);
+  void (*widen_float16)(const uint16_t* from, int64_t count, float* to);
+};
+
+extern const Kernels kernels_generic;
+#ifdef FASTDENSE_X86
+extern const Kernels kernels_avx2;
+extern const Kernels kernels_avx512;
+extern const Kernels kernels_avx512_bf16;
+#endif
+
+}  // namespace fastdense::cpu
