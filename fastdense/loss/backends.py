@@ -11,8 +11,11 @@ IMPLEMENTATIONS: dict[str, ModuleType] = {"native": native, "triton": triton, "r
 
 def _candidates(device: torch.device) -> tuple[str, ...]:
     """What "auto" tries on a device, best first."""
-    # The CUDA kernel has been compiled, but not yet run on a GPU: there it is taken only if asked for by name.
-    return ("native", "reference") if device.type == "cpu" else ("reference",)
+    if device.type == "cpu":
+        return ("native", "reference")
+    # Triton's writes a score once, in the dtype of the inputs, where native's CUDA kernel has it written in float32,
+    # reads it twice and writes it again; and it needs no nvcc. Neither has been run on a GPU yet.
+    return ("triton", "native", "reference")
 
 
 def choose(implementation: str, device: torch.device, dtype: torch.dtype) -> str:
@@ -42,14 +45,15 @@ def backends(device: str | torch.device | None = None, dtype: torch.dtype = torc
     device = torch.device(device)
     report = {name: module.unavailable(device, dtype) or "available" for name, module in IMPLEMENTATIONS.items()}
     picked = choose("auto", device, dtype)
-    return {**report, "auto": f"{picked} for {_name(dtype)} on {device.type}, because {_why(picked, report)}"}
+    return {**report, "auto": f"{picked} for {_name(dtype)} on {device.type}, because {_why(picked, device, report)}"}
 
 
-def _why(picked: str, report: dict[str, str]) -> str:
-    if report["native"] != "available":
-        return f"native cannot run: {report['native']}"
-    if picked != "native":
-        return "native has not yet been run on this kind of device"
+def _why(picked: str, device: torch.device, report: dict[str, str]) -> str:
+    better = _candidates(device)[: _candidates(device).index(picked)]
+    if better:
+        return " and ".join(f"{name} cannot run: {report[name]}" for name in better)
+    if picked == "triton":
+        return "it stores each score once, in the dtype of the inputs; not yet run on a GPU"
     return "it is the fastest of those available"
 
 

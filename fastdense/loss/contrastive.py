@@ -56,7 +56,7 @@ def contrastive_loss(
         symmetric: the mean of this loss and the one in the other direction: for each query, its target passage picks
             the query out of all queries, with the same weights, and with queries of equal target id left out.
         reduction: "mean" or "sum" over rows.
-        implementation: "auto", "native" or "reference"; see :func:`fastdense.backends`.
+        implementation: "auto", "native", "triton" or "reference"; see :func:`fastdense.backends`.
         chunk_bytes: how much memory a chunk of scores may take. Default: the environment variable
             FASTDENSE_LOSS_CHUNK_BYTES, else 32 MiB on a CPU and 1 GiB elsewhere. A chunk has at least one row.
 

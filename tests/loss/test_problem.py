@@ -53,7 +53,7 @@ BAD = [
     (
         {"implementation": "tritn"},
         ValueError,
-        "implementation must be one of 'auto', 'native', 'reference', got 'tritn'",
+        "implementation must be one of 'auto', 'native', 'triton', 'reference', got 'tritn'",
     ),
 ]
 
@@ -78,7 +78,7 @@ def test_auto_takes_what_can_run():
         "reference for float64 on cpu, because native cannot run: it has no float64 kernel"
     )
     assert report["reference"] == "available"
-    assert backends("cuda")["auto"].startswith("reference for float32 on cuda, because native ")
+    assert backends("cuda")["auto"].startswith("reference for float32 on cuda, because triton cannot run: ")
 
 
 @pytest.mark.parametrize("scale", [0.0, -1.0, float("inf")])

@@ -1,0 +1,121 @@
+"""The Triton implementation in Triton's interpreter, in a process of its own; the device's part on a GPU."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastdense import contrastive_loss_and_grad
+from fastdense.loss.implementations import triton
+
+FOLDER = Path(__file__).parent
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+in_interpreter = pytest.mark.skipif(not INTERPRETED, reason="runs in the process that test_the_interpreter starts")
+
+# The loss's tests, without those whose only difference is more and smaller chunks: the interpreter is slow.
+FILES = ["test_accuracy.py", "test_semantics.py", "test_operator.py", "test_triton.py"]
+TOO_SLOW = ["triton-1-", "chunk", "same_bits", "shape0-50", "shape5-1.0", "shape5-20", "shape5-50", "shape4"]
+TOO_SLOW += ["autograd", "twice_the_rounding", "triton-True", "compile_of"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(INTERPRETED, reason="this is the process it starts")
+def test_the_interpreter():
+    pytest.importorskip("triton")
+    chosen = "triton and not (" + " or ".join(TOO_SLOW) + ")"
+    # The interpreter computes with numpy, which warns where a kernel relies on inf and nan.
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "ignore::RuntimeWarning"]
+    done = subprocess.run(
+        [*command, "-k", chosen, *(str(FOLDER / name) for name in FILES)],
+        env=os.environ | {"TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        cwd=FOLDER.parent.parent,
+    )
+    assert done.returncode == 0, done.stdout[-5000:]
+    assert " passed" in done.stdout
+
+
+@pytest.mark.skipif(INTERPRETED, reason="it does run there")
+def test_on_a_cpu_it_refuses_with_the_reason(draw):
+    pytest.importorskip("triton")
+    with pytest.raises(ValueError, match="only in Triton's interpreter"):
+        contrastive_loss_and_grad(*draw("random", 4, 8, 16), implementation="triton")
+
+
+def test_without_triton_it_says_so(monkeypatch):
+    monkeypatch.setattr(triton.importlib.util, "find_spec", lambda name: None)
+    assert "not installed" in triton.unavailable(torch.device("cuda"), torch.bfloat16)
+
+
+def test_float64_is_refused():
+    pytest.importorskip("triton")
+    assert "no float64 kernel" in triton.unavailable(torch.device("cuda"), torch.float64)
+
+
+@in_interpreter
+@pytest.mark.parametrize("descriptors", [True, False])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(33, 131, 40), (3, 65, 7)])
+def test_tiles_at_every_border(monkeypatch, oracle, draw, relative_error, rounding_of, descriptors, dtype, shape):
+    """Ragged in all three directions, by descriptors and by pointers, with everything that masks."""
+    from dataclasses import replace
+
+    from fastdense.loss.implementations.triton import launch
+
+    tiles = replace(launch.INTERPRETER, rows=16, columns=64, width=16, descriptors=descriptors)
+    monkeypatch.setattr(launch, "INTERPRETER", tiles)
+    launch.default_tiles.cache_clear()
+    query, passage = draw("random", *shape, dtype)
+    rows, columns = shape[:2]
+    options = {"scale": 12.0, "passage_id": torch.arange(columns) % (columns // 2) - 2**40, "label_smoothing": 0.1}
+    target = columns - 1 - torch.arange(rows)
+    exact = oracle(query, passage, target, **options)
+    result = contrastive_loss_and_grad(query, passage, target, implementation="triton", **options)
+    launch.default_tiles.cache_clear()
+    for name in exact._fields:
+        rounding = 2 * rounding_of("triton", dtype) if name in ("query_grad", "passage_grad") else 5e-6
+        assert relative_error(getattr(result, name), getattr(exact, name)) < rounding, name
+
+
+@in_interpreter
+def test_rows_in_and_out_of_the_bounds_range(oracle, relative_error):
+    """Of one chunk, a row that the bound serves, and rows that need their log-sum-exp: far below and far above it."""
+    query = torch.tensor([[1.0, 0, 0, 0], [200.0, 0, 0, 0], [-200.0, 0, 0, 0], [0, 0, 90, 0]], dtype=torch.bfloat16)
+    passage = torch.tensor([[1.0, 0, 0, 0], [0.5, 1, 0, 0], [-1, 0, 0, 0], [-0.9, 0, 1, 0]], dtype=torch.bfloat16)
+    target = torch.tensor([1, 2, 2, 3])
+    exact = oracle(query, passage, target)
+    result = contrastive_loss_and_grad(query, passage, target, implementation="triton")
+    assert relative_error(result.loss, exact.loss) < 1e-6
+    assert relative_error(result.query_grad, exact.query_grad) < 4e-3
+    assert relative_error(result.passage_grad, exact.passage_grad) < 4e-3
+
+
+@in_interpreter
+def test_a_target_out_of_range_gives_nan(draw):
+    query, passage = draw("random", 2, 8, 16, torch.bfloat16)
+    from fastdense.loss.implementations.triton import driver
+
+    target, scale = torch.tensor([0, 8]), torch.tensor(3.0)
+    loss, query_grad, *_ = driver.contrastive(query, passage, target, scale, None, None, 0.0, True, True, True, 2**20)
+    assert loss.isnan()
+    assert query_grad[1].isnan().all()
+    assert query_grad[0].isfinite().all()
+
+
+@in_interpreter
+@pytest.mark.parametrize("scale", [1.0, 20.0, 50.0, 100.0])
+@pytest.mark.parametrize("kind", ["random", "trained", "raw"])
+def test_bfloat16_errs_about_as_much_as_rounding_the_inputs_does(oracle, draw, relative_error, kind, scale):
+    """Twice that, or where softmax is one or zero, which no rounding of inputs changes, half a unit of each factor."""
+    query, passage = draw(kind, 40, 120, 64)
+    rounded = query.bfloat16(), passage.bfloat16()
+    unrounded, exact = oracle(query, passage, scale=scale), oracle(*rounded, scale=scale)
+    result = contrastive_loss_and_grad(*rounded, scale=scale, implementation="triton")
+    for name in exact._fields:
+        of_inputs = relative_error(getattr(exact, name), getattr(unrounded, name))
+        assert relative_error(getattr(result, name), getattr(exact, name)) <= max(2 * of_inputs, 2**-9), name
