@@ -61,12 +61,11 @@ def three_products(query: Tensor, passage: Tensor, target: Tensor) -> None:
     _ = scores.T @ query
 
 
-def providers() -> dict[str, Callable[[Tensor, Tensor, Tensor], Gradients]]:
-    return {
-        "naive": naive,
-        "fastdense native": one_pass("native"),
-        "fastdense reference": one_pass("reference"),
-    }
+def providers(device: str, dtype: str) -> dict[str, Callable[[Tensor, Tensor, Tensor], Gradients]]:
+    """Plain torch, and those implementations that can run there."""
+    report = fastdense.backends(device, getattr(torch, dtype))
+    names = [name for name, state in report.items() if state == "available"]
+    return {"naive": naive} | {f"fastdense {name}": one_pass(name) for name in names}
 
 
 def exact_query_grad(query: Tensor, passage: Tensor, target: Tensor) -> Tensor:
@@ -96,7 +95,7 @@ def measure(shape: tuple[int, int, int], dtype: str, device: str, repeats: int) 
 
     exact = exact_query_grad(*inputs)
     rows, functions = {}, {}
-    for name, function in providers().items():
+    for name, function in providers(device, dtype).items():
         error = float((function(*inputs)[0][:64].double() - exact).norm() / exact.norm())
         rows[name] = Row(name, error)
         if error <= LARGEST_ERROR[dtype]:
