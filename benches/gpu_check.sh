@@ -10,7 +10,7 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
 results=${OUT:-benches/results}
-mkdir -p "$results"
+mkdir -p "$results" && results=$(cd "$results" && pwd) || exit 2
 failed=()
 
 step() { # NAME SECONDS COMMAND...: goes on after a failure, which the last line reports
@@ -29,14 +29,13 @@ device=$("$python" -c 'import torch; print(torch.cuda.get_device_name().lower().
 # Into a folder of its own: the interpreter's packages may be read-only.
 site=$(mktemp -d)
 trap 'rm -rf "$site"' EXIT
-step build 150 "$python" -m pip install -q --no-index --no-deps --no-build-isolation --target "$site" .
+step build 120 "$python" -m pip install -q --no-index --no-deps --no-build-isolation --target "$site" .
 export PYTHONPATH=$site
 # tests and benches from elsewhere, or the source folder would hide the package just built
 cp -r tests benches pyproject.toml "$site"
 cd "$site" || exit 2
-results=$(cd "$OLDPWD" && cd "$results" && pwd)
 
-step backends 60 "$python" -c '
+step backends 30 "$python" -c '
 import torch, triton, fastdense
 print(torch.__version__, triton.__version__, torch.cuda.get_device_name())
 for dtype in (torch.float32, torch.bfloat16, torch.float16):
@@ -59,7 +58,7 @@ fi
 for dtype in bfloat16 float16 float32; do
   shapes=(--shape 4096x8192x768)
   [ "$dtype" = float32 ] || shapes+=(--shape 32768x65536x768)
-  step "bench-$dtype" 60 "$python" benches/contrastive_loss.py --device cuda --dtype "$dtype" "${shapes[@]}" \
+  step "bench-$dtype" 55 "$python" benches/contrastive_loss.py --device cuda --dtype "$dtype" "${shapes[@]}" \
     --repeats 5 --output "$results/$device-$dtype.json"
 done
 
