@@ -169,6 +169,8 @@ class CheckpointingTrainer(Trainer):
         return f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
 
     def _save(self, output_dir: str | None = None, state_dict: object = None) -> None:
+        if not self.args.should_save:  # newer transformers call this on every rank
+            return
         directory = Path(output_dir or self.args.output_dir)
         directory.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=f"{_STAGING}-", dir=directory))
