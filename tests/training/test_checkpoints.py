@@ -3,13 +3,14 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import safetensors.torch
 import torch
 
 from fastdense.errors import UserError
-from fastdense.training.checkpoints import find_checkpoint, whole_checkpoints
+from fastdense.training.checkpoints import CheckpointingTrainer, find_checkpoint, whole_checkpoints
 
 Train = Callable[..., Path]
 
@@ -101,3 +102,11 @@ def test_a_damaged_checkpoint_is_refused(train_tiny: Train, damage: Callable[[Pa
     damage(output / "checkpoint-4")
     with pytest.raises(UserError, match=message):
         find_checkpoint("true", str(output))
+
+
+def test_a_rank_that_does_not_save_writes_nothing(tmp_path: Path) -> None:
+    """Its library writes no weights, and what it published would replace the first rank's model."""
+    trainer = object.__new__(CheckpointingTrainer)
+    trainer.args = SimpleNamespace(should_save=False, output_dir=str(tmp_path / "output"))
+    trainer._save()
+    assert not (tmp_path / "output").exists()
