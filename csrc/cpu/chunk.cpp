@@ -30,6 +30,7 @@ Chunk::Chunk(const Problem& problem, const Plan& plan, const Kernels& kernels, c
     : problem_(problem),
       kernels_(kernels),
       gradients_(gradients),
+      few_(problem.rows <= kFewQueries),
       segment_columns_(plan.segment_columns),
       panel_units_(ceil_div(plan.segment_columns, kernels.depth) * kPanel),
       width_units_(ceil_div(problem.width, kernels.depth)),
@@ -56,13 +57,13 @@ void Chunk::run(int64_t first_row, int64_t count, RowResult* results) {
 
   if (gradients_.passage) {
     sort_targets();
-    pack_weighted_queries(results);
+    if (!few_) pack_weighted_queries(results);
   }
   for (int64_t first = 0; first < problem_.columns; first += segment_columns_) {
     const Segment segment{first, std::min(segment_columns_, problem_.columns - first)};
     if (segment_columns_ < problem_.columns) score(all_panels(), segment, true);
     if (problem_.label_smoothing > 0) smooth(segment, results);
-    if (gradients_.query) multiply_passages(segment);
+    if (gradients_.query) few_ ? multiply_passages_few(segment) : multiply_passages(segment);
     if (gradients_.passage) multiply_queries(segment, results, first_row > 0);
   }
   if (gradients_.query) write_query_gradients(results);
@@ -78,7 +79,11 @@ void Chunk::pack_queries() {
         target_[i] = i < count_ ? problem_.target[first_row_ + i] : -1;
         if (i >= count_) continue;
         const float* values = problem_.query.get(first_row_ + i, query.data());
-        kernels_.pack_panel_column(values, problem_.width, out + i % kPanel);
+        if (few_) {
+          std::memcpy(out + i * problem_.width, values, problem_.width * sizeof(float));
+        } else {
+          kernels_.pack_panel_column(values, problem_.width, out + i % kPanel);
+        }
         refer_to_target(i, values, passage.data());
       }
     }

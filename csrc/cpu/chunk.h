@@ -43,6 +43,7 @@ class Chunk {
   void smooth_columns(int64_t panel, const Segment& columns, int64_t offset, const RowResult* results);
 
   void score(const std::vector<int64_t>& panels, const Segment& segment, bool keep);
+  void pack_passages(const Segment& block, uint32_t* packed, float* scratch);
   void score_panel(int64_t panel, const Segment& block, const uint32_t* packed, float* scores, uint32_t* out,
                    PanelSums* sums);
   void take_out_targets(int64_t panel, const Segment& block, float* scores);
@@ -54,11 +55,18 @@ class Chunk {
   void add_target_gradients(const Segment& block, const RowResult* results, float* scratch);
   void write_query_gradients(const RowResult* results);
 
+  // The same three products for kFewQueries or fewer (few_queries.cpp).
+  void score_few(const Segment& block, float* scores, float* scratch);
+  void multiply_passages_few(const Segment& segment);
+  void multiply_queries_few(const Segment& block, int64_t segment_first, const RowResult* results);
+
+  const float* few_queries() const { return reinterpret_cast<const float*>(queries_.data()); }
   uint32_t* exponentials(int64_t panel) { return exponentials_.data() + panel * panel_units_; }
 
   const Problem& problem_;
   const Kernels& kernels_;
   const Gradients gradients_;
+  const bool few_;
   const int64_t segment_columns_;
   const int64_t panel_units_;  // of one panel's exponentials
   const int64_t width_units_;  // of a row of the inputs
@@ -66,7 +74,7 @@ class Chunk {
   float log2_scale_;
 
   Scratch<uint32_t> exponentials_;      // [panels][segment / depth][32]
-  Scratch<uint32_t> queries_;           // [panels][width / depth][32]
+  Scratch<uint32_t> queries_;           // [panels][width / depth][32]; of few queries [rows][width]
   Scratch<uint32_t> weighted_queries_;  // [width / 32][rows / depth][32]
   Scratch<float> query_products_;       // [panels][width][32]
   Scratch<PanelSums> sums_;             // [groups][panels]

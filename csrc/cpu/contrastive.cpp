@@ -69,7 +69,7 @@ ContrastiveResult contrastive(const Tensor& query, const Tensor& passage, const 
                               double label_smoothing, bool mean, bool query_grad, bool passage_grad,
                               int64_t chunk_bytes) {
   const int64_t rows = query.size(0), columns = passage.size(0), width = query.size(1);
-  const Kernels& kernels = choose_kernels(query.scalar_type() == ScalarType::BFloat16);
+  const Kernels& kernels = choose_kernels(query.scalar_type() == ScalarType::BFloat16 && rows > kFewQueries);
   const Tensor targets = torch::stable::contiguous(target);
   const Tensor ids = passage_id ? torch::stable::contiguous(*passage_id) : Tensor();
   check_targets(targets, columns);

@@ -28,6 +28,9 @@ struct Gradients {
   float* passage;  // [M, D]
 };
 
+// So few queries that tiles of 32 would mostly multiply zeros: they are taken row by row, and bfloat16 as float32.
+constexpr int64_t kFewQueries = 8;
+
 constexpr int64_t kColumnBlock = 112;  // passages whose packed rows stay in the second-level cache
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }

@@ -45,10 +45,10 @@ void Chunk::score(const std::vector<int64_t>& panels, const Segment& segment, bo
       const int64_t end = std::min((group + 1) * group_columns, segment.count);
       for (int64_t first = group * group_columns; first < end; first += kColumnBlock) {
         const Segment block{segment.first + first, std::min(kColumnBlock, end - first)};
-        for (int64_t j = 0; j < block.count; ++j) {
-          if (j + kRowsAhead < block.count) problem_.passage.prefetch(block.first + j + kRowsAhead, 0, problem_.width);
-          kernels_.pack_block_row(problem_.passage.get(block.first + j, scratch.data()), problem_.width,
-                                  packed.data() + j * kBlock, kColumnBlock * kBlock);
+        if (few_) {
+          score_few(block, scores.data(), scratch.data());
+        } else {
+          pack_passages(block, packed.data(), scratch.data());
         }
         for (int64_t panel : panels) {
           uint32_t* out = keep ? exponentials(panel) + first / kernels_.depth * kPanel : nullptr;
@@ -59,10 +59,18 @@ void Chunk::score(const std::vector<int64_t>& panels, const Segment& segment, bo
   });
 }
 
+void Chunk::pack_passages(const Segment& block, uint32_t* packed, float* scratch) {
+  for (int64_t j = 0; j < block.count; ++j) {
+    if (j + kRowsAhead < block.count) problem_.passage.prefetch(block.first + j + kRowsAhead, 0, problem_.width);
+    kernels_.pack_block_row(problem_.passage.get(block.first + j, scratch), problem_.width, packed + j * kBlock,
+                            kColumnBlock * kBlock);
+  }
+}
+
 void Chunk::score_panel(int64_t panel, const Segment& block, const uint32_t* packed, float* scores, uint32_t* out,
                         PanelSums* sums) {
   const uint32_t* queries = queries_.data() + panel * width_units_ * kPanel;
-  for_each_tile(block.count, kernels_.tile_rows, [&](int64_t first, int rows) {
+  for_each_tile(few_ ? 0 : block.count, kernels_.tile_rows, [&](int64_t first, int rows) {
     kernels_.tile_by_blocks(rows, {packed + first * kBlock, kColumnBlock * kBlock, queries, width_units_,
                                    scores + first * kPanel, kPanel, false});
   });
@@ -140,7 +148,11 @@ void Chunk::multiply_queries(const Segment& segment, const RowResult* results, b
     for (int64_t i = next(); i >= 0; i = next()) {
       const int64_t first = i * kColumnBlock;
       const Segment block{segment.first + first, std::min(kColumnBlock, segment.count - first)};
-      multiply_queries_block(block, segment.first, packed.data(), accumulate);
+      if (few_) {
+        multiply_queries_few(block, segment.first, results);
+      } else {
+        multiply_queries_block(block, segment.first, packed.data(), accumulate);
+      }
       add_target_gradients(block, results, scratch.data());
     }
   });

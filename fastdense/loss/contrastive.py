@@ -176,12 +176,12 @@ class ContrastiveLoss(nn.Module):
 
 def _loss(name: str, problem: Problem) -> Tensor:
     recording = torch.is_grad_enabled()
-    return operator.call(
+    return operator.differentiable_loss(
         name,
         problem,
         query_grad=recording and problem.query.requires_grad,
         passage_grad=recording and problem.passage.requires_grad,
-    ).loss
+    )
 
 
 def _mean_of_directions(result: ContrastiveResult, other: ContrastiveResult, target: Tensor) -> ContrastiveResult:

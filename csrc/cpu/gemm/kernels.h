@@ -77,6 +77,10 @@ struct Kernels {
   void (*transpose_exponentials)(const uint32_t* panel, int64_t columns, int64_t ahead, uint32_t* out);
 
   float (*dot)(const float* a, const float* b, int64_t width);
+  // to [width] += factor * values [width]
+  void (*add_scaled)(float factor, const float* values, int64_t width, float* to);
+  // to [width] = factor [count] @ rows [count, width]
+  void (*combine)(const float* factor, const float* rows, int64_t count, int64_t width, float* to);
 
   void (*widen_bfloat16)(const uint16_t* from, int64_t count, float* to);
   void (*widen_float16)(const uint16_t* from, int64_t count, float* to);
