@@ -11,7 +11,7 @@ kernels work in place on them.
 
 import importlib
 import importlib.util
-from types import ModuleType
+import os
 from typing import Any
 
 import torch
@@ -23,39 +23,32 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 OLDEST_CAPABILITY = (8, 0)  # bfloat16 on tensor cores
 
 
-@torch.compiler.assume_constant_result
 def unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why this implementation cannot run there, or None if it can."""
-    if importlib.util.find_spec("triton") is None:
+    """Why this implementation cannot run there, or None if it can. torch.compile traces it."""
+    if not _INSTALLED:
         return "triton is not installed (pip install triton)"
     if dtype not in DTYPES:
         return f"it has no {str(dtype).removeprefix('torch.')} kernel, only float32, bfloat16 and float16"
     if device.type == "cpu":
-        return (
-            None if _interpreted() else "it runs on a GPU; on a CPU only in Triton's interpreter (TRITON_INTERPRET=1)"
-        )
+        return None if _INTERPRETED else "it runs on a GPU; on a CPU only in Triton's interpreter (TRITON_INTERPRET=1)"
     if device.type != "cuda":
         return f"it has no kernel for {device.type} tensors"
     if not torch.cuda.is_available():
         return "torch sees no GPU"
-    if torch.version.hip is None and (found := torch.cuda.get_device_capability(device)) < OLDEST_CAPABILITY:
-        return f"it needs a GPU of compute capability 8.0 or newer, this one has {found[0]}.{found[1]}"
+    found = torch.cuda.get_device_properties(device)
+    if torch.version.hip is None and (found.major, found.minor) < OLDEST_CAPABILITY:
+        return f"it needs a GPU of compute capability 8.0 or newer, this one has {found.major}.{found.minor}"
     return None
-
-
-def _load(name: str) -> ModuleType:
-    # At first use: `import fastdense` must not wait for triton.
-    return importlib.import_module(f"{__name__}.{name}")
-
-
-def _interpreted() -> bool:
-    return bool(_load("kernels").INTERPRETED)
 
 
 def _contrastive(query: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     with torch.autocast(query.device.type, enabled=False):  # it would turn float32 products to half precision
-        return _load("driver").contrastive(query, *arguments)
+        # At first use: `import fastdense` must not wait for triton.
+        driver = importlib.import_module("fastdense.loss.implementations.triton.driver")
+        return driver.contrastive(query, *arguments)
 
 
+_INSTALLED = importlib.util.find_spec("triton") is not None
+_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 _library = torch.library.Library("fastdense", "FRAGMENT")
 operator.define(_library, "triton", _contrastive)
