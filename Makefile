@@ -43,7 +43,7 @@ demo-short: $(DEMO)
 test: $(DEV)
 	$(PY) -m pytest -q $(PARALLEL) $(TEST_ARGS)
 bench: $(DEV)
-	$(PY) benches/contrastive_loss.py $(BENCH_ARGS)
+	$(PY) -m benches contrastive_loss $(BENCH_ARGS)
 
 lint: lint-python lint-types lint-native
 lint-python: $(DEV)

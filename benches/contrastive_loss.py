@@ -1,31 +1,34 @@
-"""Time loss and both gradients: fastdense against plain torch and against the three matrix products alone.
+"""Time loss and both gradients: fastdense against other losses and against the three matrix products alone.
 
-    python benches/contrastive_loss.py --shape 1024x2048x384 --shape 4096x8192x768 --dtype float32 --threads 2
+    python -m benches contrastive_loss --shape 1024x2048x384 --shape 4096x8192x768 --dtype float32 --threads 2
 
-The providers take turns in one process, so that a busy machine slows all of them; times are medians. A provider whose
-gradients are wrong shows its error and no time.
+The providers take turns in one process, so that a busy machine slows all of them; times are medians. "x bare" is a
+provider's time over that of the fastest way to make torch compute the three products alone; TFLOP/s counts the six
+N M D operations that loss and gradients need, whoever does more. A provider whose gradients are wrong shows its error
+and no time. Peak memory is what a call adds, results included.
 """
 
 import argparse
 import json
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import fastdense
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from benches.providers import SCALE, matrix_products, providers
 
-SCALE = 20.0
 # An error above this is a wrong answer, not rounding. Plain float32 torch has about 1e-4 where the loss is small
 # (softmax - 1 cancels at the target); bfloat16 gradients are rounded to bfloat16.
 LARGEST_ERROR = {"float32": 1e-2, "bfloat16": 1e-1, "float16": 1e-1}
-Gradients = tuple[Tensor, Tensor]
+SAMPLE = 64  # rows of the gradients that are compared with float64
 
 
 @dataclass
@@ -33,47 +36,71 @@ class Row:
     """One provider's line of the result."""
 
     provider: str
-    error: float
+    error: float | None = None
     median_ms: float | None = None
+    best_ms: float | None = None
     over_products: float | None = None
     tflops: float | None = None
+    peak_mib: float | None = None
 
 
-def naive(query: Tensor, passage: Tensor, target: Tensor) -> Gradients:
-    query, passage = query.detach().requires_grad_(), passage.detach().requires_grad_()
-    F.cross_entropy(SCALE * query @ passage.T, target).backward()
-    assert query.grad is not None
-    assert passage.grad is not None
-    return query.grad, passage.grad
+def three_products(multiply: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor, Tensor], None]:
+    """The products alone, in chunks where all scores would take more than 1 GiB."""
 
-
-def one_pass(implementation: str) -> Callable[[Tensor, Tensor, Tensor], Gradients]:
-    def run(query: Tensor, passage: Tensor, target: Tensor) -> Gradients:
-        result = fastdense.contrastive_loss_and_grad(query, passage, target, scale=SCALE, implementation=implementation)
-        return result.query_grad, result.passage_grad
+    def run(query: Tensor, passage: Tensor, target: Tensor) -> None:
+        rows = max(1, 2**30 // (passage.shape[0] * query.element_size()))
+        for chunk in query.split(rows):
+            scores = multiply(chunk, passage)
+            multiply(scores, passage.T)
+            multiply(scores.T, chunk.T)
 
     return run
 
 
-def three_products(query: Tensor, passage: Tensor, target: Tensor) -> None:
-    scores = query @ passage.T
-    _ = scores @ passage
-    _ = scores.T @ query
+def exact_gradients(query: Tensor, passage: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """The first rows of d loss / d query and of d loss / d passage, in float64 and in chunks of rows."""
+    passage_grad = torch.zeros(
+        min(SAMPLE, passage.shape[0]), passage.shape[1], dtype=torch.float64, device=query.device
+    )
+    exact_passage, query_grad = passage.double(), None
+    for start in range(0, query.shape[0], 1024):
+        chunk = query[start : start + 1024].double()
+        gradient = (SCALE * chunk @ exact_passage.T).softmax(1)
+        gradient[torch.arange(chunk.shape[0], device=query.device), target[start : start + 1024]] -= 1
+        gradient *= SCALE / query.shape[0]
+        passage_grad += gradient[:, :SAMPLE].T @ chunk
+        if query_grad is None:
+            query_grad = gradient[:SAMPLE] @ exact_passage
+    assert query_grad is not None
+    return query_grad, passage_grad
 
 
-def providers(device: str, dtype: str) -> dict[str, Callable[[Tensor, Tensor, Tensor], Gradients]]:
-    """Plain torch, and those implementations that can run there."""
-    report = fastdense.backends(device, getattr(torch, dtype))
-    names = [name for name, state in report.items() if state == "available"]
-    return {"naive": naive} | {f"fastdense {name}": one_pass(name) for name in names}
+def error_of(gradients: tuple[Tensor, Tensor], exact: tuple[Tensor, Tensor]) -> float:
+    """The larger of the two gradients' relative errors."""
+    pairs = zip(gradients, exact, strict=True)
+    return max(float((grad[:SAMPLE].double() - true).norm() / true.norm()) for grad, true in pairs)
 
 
-def exact_query_grad(query: Tensor, passage: Tensor, target: Tensor) -> Tensor:
-    """The first 64 rows of d loss / d query in float64."""
-    rows = slice(0, min(64, query.shape[0]))
-    probability = (SCALE * query[rows].double() @ passage.double().T).softmax(1)
-    probability[torch.arange(rows.stop), target[rows]] -= 1
-    return SCALE * probability @ passage.double() / query.shape[0]
+def peak_mib(function: Callable[..., object], *inputs: Tensor) -> float | None:
+    """MiB that a call adds at its peak; None where the process has been larger before."""
+    if inputs[0].is_cuda:
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        function(*inputs)
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak of the resident memory
+    except OSError:
+        return None
+    before = resident("VmRSS")
+    function(*inputs)
+    return (resident("VmHWM") - before) / 1024
+
+
+def resident(field: str) -> int:
+    """KiB, from /proc/self/status."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field + ":"))
 
 
 def once(function: Callable[..., object], *inputs: Tensor) -> float:
@@ -85,34 +112,70 @@ def once(function: Callable[..., object], *inputs: Tensor) -> float:
     return time.perf_counter() - start
 
 
-def measure(shape: tuple[int, int, int], dtype: str, device: str, repeats: int) -> list[Row]:
+def draw(shape: tuple[int, int, int], dtype: torch.dtype, device: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Unit vectors as after training: the cosine of a query and its target is about 0.7."""
     n, m, d = shape
     generator = torch.Generator().manual_seed(0)
     query, passage = (F.normalize(torch.randn(rows, d, generator=generator), dim=1) for rows in (n, m))
     target = torch.arange(n) * (m // n)
     passage[target] = F.normalize(0.7 * query + 0.71 * passage[target], dim=1)
-    inputs = query.to(device, getattr(torch, dtype)), passage.to(device, getattr(torch, dtype)), target.to(device)
+    return query.to(device, dtype), passage.to(device, dtype), target.to(device)
 
-    exact = exact_query_grad(*inputs)
-    rows, functions = {}, {}
-    for name, function in providers(device, dtype).items():
-        error = float((function(*inputs)[0][:64].double() - exact).norm() / exact.norm())
-        rows[name] = Row(name, error)
-        if error <= LARGEST_ERROR[dtype]:
-            functions[name] = function
-    timed = {"three products": three_products, **functions}
+
+def measure(
+    shape: tuple[int, int, int], dtype: str, device: str, repeats: int, only: list[str], compiled: bool
+) -> list[Row]:
+    inputs = draw(shape, getattr(torch, dtype), device)
+    exact = exact_gradients(*inputs)
+    rows, timed = {}, {}
+    for name, multiply in matrix_products(device).items():
+        timed[f"three products, {name}"] = three_products(multiply)
+    for name in timed:
+        rows[name] = Row(name)
+        timed[name](*inputs)
+    bare = list(timed)
+    for name, function in providers(device, inputs[0].dtype, compiled).items():
+        if only and not any(part in name for part in only):
+            continue
+        rows[name] = Row(name, error_of(function(*inputs), exact))
+        if rows[name].error <= LARGEST_ERROR[dtype]:
+            timed[name] = function
+            rows[name].peak_mib = peak_mib(function, *inputs)
     seconds: dict[str, list[float]] = {name: [] for name in timed}
     for _ in range(repeats):
         for name, function in timed.items():
             seconds[name].append(once(function, *inputs))
-    products = statistics.median(seconds["three products"])
-    rows["three products"] = Row("three products", 0.0)
+    products = min(statistics.median(seconds[name]) for name in bare)
     for name, samples in seconds.items():
         median = statistics.median(samples)
-        rows[name].median_ms = median * 1e3
+        rows[name].median_ms, rows[name].best_ms = median * 1e3, min(samples) * 1e3
         rows[name].over_products = median / products
-        rows[name].tflops = 6 * n * m * d / median / 1e12
+        rows[name].tflops = 6 * shape[0] * shape[1] * shape[2] / median / 1e12
     return list(rows.values())
+
+
+def show(row: Row) -> str:
+    if row.median_ms is None:
+        return f"  {row.provider:26} wrong: error {row.error:.1e}"
+    peak = "" if row.peak_mib is None else f"{row.peak_mib:8.0f} MiB"
+    error = "" if row.error is None else f"   error {row.error:.1e}"
+    return (
+        f"  {row.provider:26} {row.median_ms:10.2f} ms {row.over_products:6.2f} x bare {row.tflops:8.3f} TFLOP/s"
+        f" {peak:>12}{error}"
+    )
+
+
+def device_name(device: str) -> str:
+    """What the machine calls its processor."""
+    if device != "cpu":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.machine()
+    facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines) if value}
+    family = f" (family {facts['cpu family']}, model {facts['model']})" if "cpu family" in facts else ""
+    return facts.get("model name", platform.machine()) + family
 
 
 def shape_of(text: str) -> tuple[int, int, int]:
@@ -127,21 +190,29 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--only", action="append", default=[], help="providers whose name contains this; repeatable")
+    parser.add_argument("--compile", action="store_true", help="also time torch.compile of the plain loss")
     parser.add_argument("--output", type=Path, help="write the result there as JSON")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
 
     results = []
     for shape in arguments.shape or [(32, 64, 768), (1024, 2048, 384)]:
-        rows = measure(shape, arguments.dtype, arguments.device, arguments.repeats)
+        rows = measure(shape, arguments.dtype, arguments.device, arguments.repeats, arguments.only, arguments.compile)
         print(f"{'x'.join(map(str, shape))} {arguments.dtype}, {arguments.threads} threads")
-        for row in rows:
-            timing = f"{row.median_ms:10.2f} ms {row.over_products:6.2f} x" if row.median_ms else "      wrong answer"
-            print(f"  {row.provider:20} {timing}   error {row.error:.1e}")
-        results.append({"shape": shape, "rows": [vars(row) for row in rows]})
+        print("\n".join(map(show, rows)), flush=True)
+        results.append({"shape": shape, "rows": [asdict(row) for row in rows]})
     if arguments.output:
-        facts = {"torch": torch.__version__, "machine": platform.machine(), "threads": arguments.threads}
-        report = {**facts, "device": arguments.device, "dtype": arguments.dtype, "results": results}
+        report = {
+            "torch": torch.__version__,
+            "machine": device_name(arguments.device),
+            "threads": arguments.threads,
+            "device": arguments.device,
+            "dtype": arguments.dtype,
+            "repeats": arguments.repeats,
+            "results": results,
+        }
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
         arguments.output.write_text(json.dumps(report, indent=1) + "\n")
 
 

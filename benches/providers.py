@@ -1,0 +1,109 @@
+"""Who computes the loss and both gradients: fastdense's implementations, and what else is importable here.
+
+Each provider takes (query [N, D], passage [M, D], target [N]) and returns the gradients of both; the loss is the mean
+softmax cross-entropy of the scores times SCALE.
+"""
+
+from collections.abc import Callable
+from importlib.util import find_spec
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import fastdense
+from fastdense.loss.backends import IMPLEMENTATIONS
+
+SCALE = 20.0
+Gradients = tuple[Tensor, Tensor]
+Provider = Callable[[Tensor, Tensor, Tensor], Gradients]
+
+
+def by_autograd(loss: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Provider:
+    def run(query: Tensor, passage: Tensor, target: Tensor) -> Gradients:
+        query, passage = query.detach().requires_grad_(), passage.detach().requires_grad_()
+        loss(query, passage, target).backward()
+        assert query.grad is not None
+        assert passage.grad is not None
+        return query.grad, passage.grad
+
+    return run
+
+
+def naive_loss(query: Tensor, passage: Tensor, target: Tensor) -> Tensor:
+    return F.cross_entropy(SCALE * query @ passage.T, target)
+
+
+def one_pass(implementation: str) -> Provider:
+    def run(query: Tensor, passage: Tensor, target: Tensor) -> Gradients:
+        result = fastdense.contrastive_loss_and_grad(query, passage, target, scale=SCALE, implementation=implementation)
+        return result.query_grad, result.passage_grad
+
+    return run
+
+
+def python_chunks(query: Tensor, passage: Tensor, target: Tensor, rows: int = 256) -> Gradients:
+    """One pass over chunks of rows in plain torch: what a careful user writes."""
+    query_grad, passage_grad = torch.empty_like(query), torch.zeros_like(passage)
+    for start in range(0, query.shape[0], rows):
+        part = slice(start, start + rows)
+        gradient = torch.softmax(SCALE * query[part] @ passage.T, 1)
+        gradient[torch.arange(gradient.shape[0], device=query.device), target[part]] -= 1
+        gradient *= SCALE / query.shape[0]
+        torch.mm(gradient, passage, out=query_grad[part])
+        passage_grad.addmm_(gradient.T, query[part])
+    return query_grad, passage_grad
+
+
+def torch_fused() -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
+    function = getattr(F, "linear_cross_entropy", None)
+    if function is None:
+        return None
+    return lambda query, passage, target: function(SCALE * query, passage, target)
+
+
+def sentence_transformers_cached() -> Provider | None:
+    """Its cached loss on given representations. Target and negatives of a query must lie together, target first."""
+    if find_spec("sentence_transformers") is None:
+        return None
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss
+
+    unused = SentenceTransformer(modules=[torch.nn.Identity()], device="cpu")
+    loss = CachedMultipleNegativesRankingLoss(unused, scale=SCALE, similarity_fct=lambda a, b: a @ b.T)
+
+    def run(query: Tensor, passage: Tensor, target: Tensor) -> Gradients:
+        groups = passage.detach().view(query.shape[0], -1, query.shape[1]).unbind(1)
+        columns = [query.detach().clone().requires_grad_(), *(group.clone().requires_grad_() for group in groups)]
+        loss.calculate_loss([[column] for column in columns], with_backward=True)
+        gradients = [column.grad for column in columns if column.grad is not None]
+        return gradients[0], torch.stack(gradients[1:], 1).view_as(passage)
+
+    return run
+
+
+def providers(device: str, dtype: torch.dtype, compiled: bool) -> dict[str, Provider]:
+    """Those that can run here, by name."""
+    found: dict[str, Provider] = {
+        f"fastdense {name}": one_pass(name)
+        for name, module in IMPLEMENTATIONS.items()
+        if module.unavailable(torch.device(device), dtype) is None
+    }
+    found["naive autograd"] = by_autograd(naive_loss)
+    if compiled:
+        found["torch.compile"] = by_autograd(torch.compile(naive_loss))
+    if fused := torch_fused():
+        found["F.linear_cross_entropy"] = by_autograd(fused)
+    found["Python chunks of 256"] = python_chunks
+    if cached := sentence_transformers_cached():
+        found["sentence-transformers"] = cached
+    return found
+
+
+def matrix_products(device: str) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
+    """The ways to ask torch for ``a @ b.T``; the bare products of the loss are taken by each."""
+    found: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"torch.mm": lambda a, b: a @ b.T}
+    if device == "cpu" and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        linear = torch.ops.mkldnn._linear_pointwise
+        found["oneDNN"] = lambda a, b: linear(a, b, None, "none", [], "")
+    return found
