@@ -86,7 +86,7 @@ class _EagerLoss(torch.autograd.Function):
         loss, query_grad, passage_grad, scale_grad, *_ = operator(*arguments)
         ctx.save_for_backward(query_grad, passage_grad, scale_grad)
         ctx.dtype = inputs[0].dtype
-        return loss  # type: ignore[no-any-return]
+        return loss
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
