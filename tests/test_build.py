@@ -85,9 +85,11 @@ def test_cpu_capabilities_agree_with_the_kernel():
     if not cpuinfo.exists():
         pytest.skip("needs /proc/cpuinfo")
     flags = set(cpuinfo.read_text().split())
+    avx512 = {"avx2", "fma", "avx512f", "avx512bw", "avx512vl", "avx512dq"}
     assert _C.cpu_capabilities() == {
         "avx2": {"avx2", "fma"} <= flags,
-        "avx512": {"avx2", "fma", "avx512f", "avx512bw", "avx512vl", "avx512dq"} <= flags,
+        "avx512": avx512 <= flags,
+        "avx512_bf16": avx512 | {"avx512_bf16"} <= flags,
     }
 
 
