@@ -10,13 +10,14 @@ from typing import Any, NoReturn
 
 from fastdense.errors import UserError
 
+_ENDINGS = {signal.SIGTERM: ("terminated", 143), signal.SIGINT: ("interrupted", 130)}  # last line, exit status
+_came: list[int] = []  # the signals that asked us to end
 
-class _Terminated(SystemExit):
-    """SIGTERM came: what is unfinished is cleaned up on the way out. Worker processes forked from us end quietly."""
 
-
-def _terminate(*_: object) -> NoReturn:
-    raise _Terminated(143)
+def _end(number: int, _: object) -> NoReturn:
+    """What is unfinished is cleaned up on the way out. Worker processes forked from us end quietly."""
+    _came.append(number)
+    raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(_ENDINGS[signal.Signals(number)][1])
 
 
 def run(main: Callable[[], None]) -> NoReturn:
@@ -24,23 +25,32 @@ def run(main: Callable[[], None]) -> NoReturn:
 
     Any other exception is a defect or a fault of the machine, and keeps its traceback.
     """
-    signal.signal(signal.SIGTERM, _terminate)
+    for number in _ENDINGS:
+        signal.signal(number, _end)
     try:
         main()
-    except UserError as error:
-        sys.stdout.flush()
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        sys.exit(2)
-    except BrokenPipeError:  # the reader (`| head`) went away; nothing is left to say to it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr, flush=True)
-        sys.exit(130)
-    except _Terminated:
-        print("terminated", file=sys.stderr, flush=True)
-        sys.exit(143)
+    except BaseException as error:
+        status = _last_words(error)
+        if status is None:
+            raise
+        sys.exit(status)
     sys.exit(0)
+
+
+def _last_words(error: BaseException) -> int | None:
+    """Say how the command ends and return its exit status; None for what keeps its traceback."""
+    if _came:  # whatever it became on its way: C++ code that calls Python turns it into errors of its own
+        line, status = _ENDINGS[signal.Signals(_came[0])]
+    elif isinstance(error, UserError):
+        line, status = f"error: {error}", 2
+    elif isinstance(error, BrokenPipeError):  # the reader (`| head`) went away; nothing is left to say to it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    else:
+        return None
+    sys.stdout.flush()
+    print(line, file=sys.stderr, flush=True)
+    return status
 
 
 class CommandParser(argparse.ArgumentParser):
