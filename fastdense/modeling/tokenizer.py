@@ -16,17 +16,22 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "voc
 def load_tokenizer(
     name_or_path: str | Path,
     *,
+    tokenizer_name: str | None = None,
     cache_dir: str | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> Any:
-    """The fast tokenizer of a model directory or hub model.
+    """The fast tokenizer of a model directory or hub model, or the one named ``tokenizer_name``.
+
+    ``revision`` is the model's: a tokenizer named apart from it is taken from its own main branch.
 
     Decoders without a padding token get their end-of-text token for it; padded positions are masked anyway.
 
     Raises:
         UserError: there is none, it is damaged, or it has no token that could pad.
     """
+    if tokenizer_name is not None:
+        name_or_path, revision = tokenizer_name, None
     source = open_source(str(name_or_path), cache_dir, revision)
     folder = _folder(source)
     try:

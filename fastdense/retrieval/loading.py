@@ -31,12 +31,11 @@ def load_encoder(model: EncoderArguments, data: EncodeArguments) -> tuple[Encode
         attn_implementation=model.attn_implementation,
         **source,
     )
-    own_tokenizer: dict[str, Any] = {"revision": model.model_revision} if model.tokenizer_name is None else {}
     tokenizer = load_tokenizer(
-        model.tokenizer_name or model.model_name_or_path,
-        cache_dir=model.cache_dir,
+        model.model_name_or_path,
+        tokenizer_name=model.tokenizer_name,
         trust_remote_code=model.trust_remote_code,
-        **own_tokenizer,
+        **source,
     )
     tokenize = _text_tokenizer(tokenizer, data, settings)
     encoder = retriever.query_encoder if data.encode_is_qry else retriever.passage_encoder

@@ -39,12 +39,8 @@ def load_model(model: ModelArguments, data: DataArguments) -> tuple[Retriever, A
         attn_implementation=model.attn_implementation,
         **source,
     )
-    own_tokenizer = {"revision": model.model_revision} if model.tokenizer_name is None else {}
     tokenizer = load_tokenizer(
-        model.tokenizer_name or name,
-        cache_dir=model.cache_dir,
-        trust_remote_code=model.trust_remote_code,
-        **own_tokenizer,
+        name, tokenizer_name=model.tokenizer_name, trust_remote_code=model.trust_remote_code, **source
     )
     found = read_settings(name, **source) or RetrieverSettings(base_model=name)
     prompts = (found.query_prefix, found.passage_prefix)

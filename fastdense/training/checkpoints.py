@@ -136,7 +136,7 @@ class CheckpointingTrainer(Trainer):
             if self.args.should_save:
                 self.state.save_to_json(str(staging / checkpoint.name / _STATE))
                 publish_directory(staging / checkpoint.name, checkpoint)
-                self._remove_old_checkpoints()
+                self._remove_old_checkpoints(checkpoint)
         self.accelerator.wait_for_everyone()
 
     @contextlib.contextmanager
@@ -153,20 +153,13 @@ class CheckpointingTrainer(Trainer):
             if self.args.should_save:
                 shutil.rmtree(staging, ignore_errors=True)
 
-    def _remove_old_checkpoints(self) -> None:
+    def _remove_old_checkpoints(self, newest: Path) -> None:
         if self.args.save_total_limit is None:
             return
-        spare = [
-            path
-            for path in whole_checkpoints(self.args.output_dir)
-            if str(path) != self.state.best_model_checkpoint and path.name != self._current_name()
-        ]
-        present = len(whole_checkpoints(self.args.output_dir))
-        for path in spare[: max(0, present - self.args.save_total_limit)]:
+        present = whole_checkpoints(self.args.output_dir)
+        spare = [path for path in present if path != newest and str(path) != self.state.best_model_checkpoint]
+        for path in spare[: max(0, len(present) - self.args.save_total_limit)]:
             remove_directory(path)
-
-    def _current_name(self) -> str:
-        return f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
 
     def _save(self, output_dir: str | None = None, state_dict: object = None) -> None:
         if not self.args.should_save:  # newer transformers call this on every rank

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_callback import ProgressCallback
 
 from fastdense.modeling.encoder import Retriever
 from fastdense.modeling.settings import RetrieverSettings
@@ -66,7 +66,6 @@ class RetrieverTrainer(CheckpointingTrainer):
         if not args.disable_tqdm:
             self.remove_callback(ProgressCallback)
             self.add_callback(ProgressBar())
-            self.remove_callback(PrinterCallback)
 
     def compute_loss(
         self,
