@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "data": TENSORS_ONLY,
     "retrieval": TENSORS_ONLY | {"modeling", "data"},
     "training": ROOMS - {"training"},
+    "jax": ROOMS - {"grad_cache", "distributed"},
 }
 
 
@@ -53,7 +54,7 @@ def test_a_room_imports_only_what_lies_below_it(room: str) -> None:
     assert banned(file_in(room), [f"fastdense.{name}" for name in siblings]) == expected
 
 
-@pytest.mark.parametrize("room", [*sorted(MAY_IMPORT), "loss/implementations"])
+@pytest.mark.parametrize("room", [*sorted(ROOMS), "loss/implementations"])
 def test_no_room_imports_jax_or_triton(room: str) -> None:
     pytest.importorskip("ruff")
     assert banned(file_in(room), ["jax", "jax.numpy", "triton.language", "torch"]) == {
@@ -61,6 +62,15 @@ def test_no_room_imports_jax_or_triton(room: str) -> None:
         "jax.numpy",
         "triton.language",
     }
+
+
+def test_the_jax_room_shares_only_the_rules_of_the_loss() -> None:
+    pytest.importorskip("ruff")
+    names = {path.stem for path in (PACKAGE / "loss").iterdir() if path.suffix == ".py" or path.is_dir()}
+    names -= {"__init__", "__pycache__"}
+    imports = [f"fastdense.loss.{name}" for name in sorted(names)]
+    allowed = ["jax", "flax", "torch", "fastdense.loss.rules"]
+    assert banned(file_in("jax"), [*imports, *allowed]) == set(imports) - set(allowed)
 
 
 @pytest.mark.parametrize("room", sorted(TENSORS_ONLY))
