@@ -94,20 +94,54 @@ def encode_texts(
     Raises:
         UserError: a text without tokens, a token id the tokenizer does not have, or a vector that is not finite.
     """
-    vectors = np.empty((len(texts), encoder.dimension), dtype=np.float32)
     device = next(encoder.parameters()).device
+
+    def encode(sequences: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+        inputs = pad(sequences, tokenize.pad_id)
+        return encoder({name: tensor.to(device) for name, tensor in inputs.items()}).float().cpu().numpy()
+
     autocast = torch.autocast(device.type, precision) if precision else contextlib.nullcontext()
     with _evaluating(encoder), torch.no_grad(), autocast:
-        for start in range(0, len(texts), WINDOW):
-            window = texts[start : start + WINDOW]
-            sequences = tokenize(window)
-            for rows in _batches(sequences, batch_size):
-                inputs = pad([sequences[row] for row in rows], tokenize.pad_id)
-                batch = encoder({name: tensor.to(device) for name, tensor in inputs.items()}).float().cpu().numpy()
-                _check_finite(batch, [window[row] for row in rows], precision)
-                vectors[start + np.array(rows)] = batch
-                if on_batch is not None:
-                    on_batch(len(rows))
+        return encode_in_batches(
+            encode,
+            tokenize,
+            texts,
+            dimension=encoder.dimension,
+            batch_size=batch_size,
+            on_batch=on_batch,
+            overflows=precision == torch.float16,
+        )
+
+
+def encode_in_batches(
+    encode: Callable[[Sequence[Sequence[int]]], NDArray[np.float32]],
+    tokenize: TextTokenizer,
+    texts: Sequence[Text],
+    *,
+    dimension: int,
+    batch_size: int,
+    on_batch: Callable[[int], object] | None = None,
+    overflows: bool = False,
+) -> NDArray[np.float32]:
+    """What :func:`encode_texts` does around a model, which may be any that encodes batches of token ids.
+
+    Args:
+        encode: at most ``batch_size`` sequences of token ids, special tokens included, to their vectors [n, D].
+        dimension: D.
+        overflows: the model computes in float16, where vectors that are not finite are no sign of damage.
+
+    Returns, raises: as :func:`encode_texts`.
+    """
+    vectors = np.empty((len(texts), dimension), dtype=np.float32)
+    for start in range(0, len(texts), WINDOW):
+        window = texts[start : start + WINDOW]
+        sequences = tokenize(window)
+        for rows in _batches(sequences, batch_size):
+            batch = encode([sequences[row] for row in rows])
+            _check_finite(batch, [window[row] for row in rows], overflows)
+            vectors[start + np.array(rows)] = batch
+            if on_batch is not None:
+                on_batch(len(rows))
     return vectors
 
 
@@ -153,9 +187,9 @@ def _evaluating(encoder: Encoder) -> Iterator[None]:
         encoder.train(was_training)
 
 
-def _check_finite(vectors: NDArray[np.float32], texts: Sequence[Text], precision: torch.dtype | None) -> None:
+def _check_finite(vectors: NDArray[np.float32], texts: Sequence[Text], overflows: bool) -> None:
     finite = np.isfinite(vectors).all(axis=1)
     if not finite.all():
         text_id = texts[int(np.argmin(finite))].text_id
-        advice = "encode without --fp16, or with --bf16" if precision == torch.float16 else "the model is damaged"
+        advice = "encode without --fp16, or with --bf16" if overflows else "the model is damaged"
         raise UserError(f"the vector of the text {text_id!r} holds NaN or infinity: {advice}")

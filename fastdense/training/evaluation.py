@@ -1,17 +1,17 @@
 """Retrieval metrics on a held-out corpus while training."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
-import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from fastdense.modeling.encoder import Encoder, Retriever
 from fastdense.modeling.settings import RetrieverSettings
-from fastdense.retrieval.encode import TextTokenizer, autocast_dtype, encode_texts
+from fastdense.retrieval.encode import TextTokenizer
 from fastdense.retrieval.evaluate import evaluate_run
 from fastdense.retrieval.evaluation_set import EvaluationSet, read_eval_directory
 from fastdense.retrieval.rankings import make_run
@@ -19,6 +19,10 @@ from fastdense.retrieval.search import exact_search
 from fastdense.retrieval.texts import Text
 from fastdense.training.arguments import RetrieverTrainingArguments
 from fastdense.training.flag_checks import MEASURES
+
+Side = Literal["query", "passage"]
+EncodeTexts = Callable[[Side, TextTokenizer, Sequence[Text]], NDArray[np.float32]]
+"""Texts to vectors [len(texts), D] with the encoder of queries or of passages, whatever library runs it."""
 
 _DEPTH = 100  # the deepest of the measures
 
@@ -47,25 +51,13 @@ class HeldOutSet:
     texts: EvaluationSet
     query_tokenizer: TextTokenizer
     passage_tokenizer: TextTokenizer
-    batch_size: int
-    precision: torch.dtype | None
 
-    def measure(self, retriever: Retriever, accelerator: Accelerator) -> dict[str, float]:
+    def measure(self, encode: EncodeTexts, accelerator: Accelerator) -> dict[str, float]:
         """The mean of every measure over the queries; each rank encodes its share, the first one searches."""
-        queries = self._encode(retriever.query_encoder, self.query_tokenizer, self.texts.queries, accelerator)
-        passages = self._encode(retriever.passage_encoder, self.passage_tokenizer, self.texts.passages, accelerator)
+        queries = _shared(encode, "query", self.query_tokenizer, self.texts.queries, accelerator)
+        passages = _shared(encode, "passage", self.passage_tokenizer, self.texts.passages, accelerator)
         measured = [self._search(queries, passages) if accelerator.is_main_process else None]
         return broadcast_object_list(measured)[0]
-
-    def _encode(
-        self, encoder: Encoder, tokenize: TextTokenizer, texts: list[Text], accelerator: Accelerator
-    ) -> NDArray[np.float32]:
-        rank, world = accelerator.process_index, accelerator.num_processes
-        own = encode_texts(encoder, tokenize, texts[rank::world], batch_size=self.batch_size, precision=self.precision)
-        vectors = np.empty((len(texts), own.shape[1]), dtype=np.float32)
-        for shard, part in enumerate(gather_object([own])):
-            vectors[shard::world] = part
-        return vectors
 
     def _search(self, queries: NDArray[np.float32], passages: NDArray[np.float32]) -> dict[str, float]:
         query_ids = [text.text_id for text in self.texts.queries]
@@ -74,15 +66,22 @@ class HeldOutSet:
         return evaluate_run(self.texts.qrels, make_run(query_ids, passage_ids, scores, indices), MEASURES)
 
 
+def _shared(
+    encode: EncodeTexts, side: Side, tokenize: TextTokenizer, texts: list[Text], accelerator: Accelerator
+) -> NDArray[np.float32]:
+    """The vectors of all ``texts``, of which each rank encodes its share."""
+    rank, world = accelerator.process_index, accelerator.num_processes
+    own = encode(side, tokenize, texts[rank::world])
+    vectors = np.empty((len(texts), own.shape[1]), dtype=np.float32)
+    for shard, part in enumerate(gather_object([own])):
+        vectors[shard::world] = part
+    return vectors
+
+
 def load_held_out(
     args: RetrieverTrainingArguments, tokenizer: PreTrainedTokenizerBase, settings: RetrieverSettings
 ) -> HeldOutSet | None:
     """The set in ``--eval_dir``, or None without one."""
     if args.eval_dir is None:
         return None
-    return HeldOutSet(
-        read_eval_directory(args.eval_dir),
-        *text_tokenizers(tokenizer, settings),
-        batch_size=args.per_device_eval_batch_size,
-        precision=autocast_dtype(args.fp16, args.bf16, args.device),
-    )
+    return HeldOutSet(read_eval_directory(args.eval_dir), *text_tokenizers(tokenizer, settings))

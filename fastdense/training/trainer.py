@@ -2,10 +2,12 @@
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState
@@ -13,9 +15,11 @@ from transformers.trainer_callback import ProgressCallback
 
 from fastdense.modeling.encoder import Retriever
 from fastdense.modeling.settings import RetrieverSettings
+from fastdense.retrieval.encode import TextTokenizer, autocast_dtype, encode_texts
+from fastdense.retrieval.texts import Text
 from fastdense.training.arguments import RetrieverTrainingArguments
 from fastdense.training.checkpoints import CheckpointingTrainer
-from fastdense.training.evaluation import HeldOutSet
+from fastdense.training.evaluation import HeldOutSet, Side
 from fastdense.training.progress import ProgressBar
 from fastdense.training.step import ContrastiveStep
 
@@ -105,9 +109,19 @@ class RetrieverTrainer(CheckpointingTrainer):
     def _measure(self, prefix: str) -> dict[str, float]:
         assert self.held_out is not None
         started = time.perf_counter()
-        measured = self.held_out.measure(self.model, self.accelerator)
+        measured = self.held_out.measure(self.encode_texts, self.accelerator)
         metrics = {f"{prefix}_{name}": value for name, value in measured.items()}
         return {**metrics, f"{prefix}_runtime": round(time.perf_counter() - started, 4)}
+
+    def encode_texts(self, side: Side, tokenize: TextTokenizer, texts: Sequence[Text]) -> NDArray[np.float32]:
+        """Held-out texts to vectors with the model as it is now."""
+        return encode_texts(
+            self.model.query_encoder if side == "query" else self.model.passage_encoder,
+            tokenize,
+            texts,
+            batch_size=self.args.per_device_eval_batch_size,
+            precision=autocast_dtype(self.args.fp16, self.args.bf16, self.args.device),
+        )
 
     def _save_checkpoint(self, model: nn.Module, trial: object) -> None:
         with self._clock_stopped():
