@@ -89,6 +89,11 @@ class TrainingSet(Dataset[Example]):
             len(self),
         )
 
+    @property
+    def n_passages(self) -> int:
+        """Most passages of an example."""
+        return self._n_negatives + 1
+
     def set_epoch(self, epoch: int) -> None:
         """Choose the passages of ``epoch`` (from 0) from now on, in worker processes as well."""
         self._epoch.fill_(epoch)

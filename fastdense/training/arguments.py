@@ -4,8 +4,9 @@ Names and defaults are those that Tevatron v1 documents; what the Hugging Face `
 inherited. Checks that need nothing but the flags themselves stand here; files are checked where they are read.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from transformers import TrainingArguments
@@ -180,6 +181,7 @@ class RetrieverTrainingArguments(TrainingArguments):
     remove_unused_columns: bool = field(default=False, metadata=_flag("Has no use here: rows are already tokens."))
 
     _argument_group_name = "training (Hugging Face TrainingArguments and v1's own)"
+    _refused: ClassVar[Mapping[str, str]] = {}  # flags that a driver refuses on top of all drivers', and why
 
     def __post_init__(self) -> None:
         self._check()
@@ -210,11 +212,11 @@ class RetrieverTrainingArguments(TrainingArguments):
             raise UserError("nothing to do: pass --do_train")
         if not self.output_dir:
             raise UserError("--output_dir is missing: name the directory that the model is written to")
+        if not 0 <= self.warmup_ratio <= 1:
+            raise UserError(f"--warmup_ratio must lie between 0 and 1, not {self.warmup_ratio}")
+        check_flags(self, self._refused)
         on_cpu = self.use_cpu or not torch.accelerator.is_available()
         if self.fp16 and on_cpu:
             raise UserError(
                 "--fp16 needs a GPU, and none is in use: a CPU has no fast half precision; leave it out, or use --bf16"
             )
-        if not 0 <= self.warmup_ratio <= 1:
-            raise UserError(f"--warmup_ratio must lie between 0 and 1, not {self.warmup_ratio}")
-        check_flags(self)

@@ -94,11 +94,12 @@ def load_training_set(
 
 
 def _check_rows(rows: int, data: DataArguments, args: RetrieverTrainingArguments) -> None:
-    batch = args.per_device_train_batch_size * args.world_size
+    batch = args.train_batch_size * args.world_size
+    devices = batch // args.per_device_train_batch_size
     if args.dataloader_drop_last and rows < batch:
         raise UserError(
             f"{data.train_dir or data.dataset_name} has {rows} rows, fewer than one batch of {batch} "
-            f"(--per_device_train_batch_size {args.per_device_train_batch_size} on {args.world_size} processes); "
+            f"(--per_device_train_batch_size {args.per_device_train_batch_size}, devices: {devices}); "
             "lower it, or pass --dataloader_drop_last false"
         )
 

@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from transformers import TrainingArguments
@@ -84,18 +86,21 @@ _REFUSED_IN_ACCELERATOR = {
 }
 
 
-def check_flags(args: Any) -> None:
-    """Raise UserError for the first flag that cannot be meant; ``args`` are not yet completed by the library."""
-    _check_refused(args)
+def check_flags(args: Any, refused: Mapping[str, str] = MappingProxyType({})) -> None:
+    """Raise UserError for the first flag that cannot be meant; ``args`` are not yet completed by the library.
+
+    ``refused`` are further flags that a driver refuses, and its reasons, which come before those for all drivers.
+    """
+    _check_refused(args, {**_REFUSED, **refused})
     _check_numbers(args)
     _check_evaluation(args)
     for name in _OBJECTS:
         _check_object(args, name)
 
 
-def _check_refused(args: Any) -> None:
+def _check_refused(args: Any, refused: Mapping[str, str]) -> None:
     defaults = {field.name: _default(field) for field in dataclasses.fields(args)}
-    for name, reason in _REFUSED.items():
+    for name, reason in refused.items():
         value, default = getattr(args, name, None), defaults.get(name)
         if value != default and (value or default):  # the parser makes an empty list of an empty string
             raise UserError(f"--{name} is refused: {reason}")

@@ -1,10 +1,14 @@
 """A training run: model and rows -> trainer -> the trained directory."""
 
 import logging
+from collections.abc import Callable
+from typing import Any
 
 from transformers import set_seed
 
 from fastdense.command import show_log
+from fastdense.modeling.encoder import Retriever
+from fastdense.modeling.settings import RetrieverSettings
 from fastdense.training.arguments import (
     ContrastiveArguments,
     DataArguments,
@@ -21,9 +25,20 @@ logger = logging.getLogger(__name__)
 
 
 def train(
-    model: ModelArguments, data: DataArguments, contrastive: ContrastiveArguments, args: RetrieverTrainingArguments
+    model: ModelArguments,
+    data: DataArguments,
+    contrastive: ContrastiveArguments,
+    args: RetrieverTrainingArguments,
+    *,
+    load_model: Callable[..., tuple[Retriever, Any, RetrieverSettings]] = load_model,
+    make_step: Callable[..., Any] = make_step,
+    trainer_class: type[RetrieverTrainer] = RetrieverTrainer,
 ) -> None:
-    """Train as the arguments say and leave the retriever in ``args.output_dir``."""
+    """Train as the arguments say and leave the retriever in ``args.output_dir``.
+
+    The later arguments are what another driver does otherwise: from the flags of the model and of the data to the
+    model, from those of the loss and of the training to the step, and what runs that step.
+    """
     show_log(args.process_index)
     check_libraries(args)
     set_seed(args.seed)
@@ -33,7 +48,7 @@ def train(
     retriever, tokenizer, settings = load_model(model, data)
     held_out = load_held_out(args, tokenizer, settings)
     rows, collator = load_training_set(data, model, args, tokenizer, settings)
-    trainer = RetrieverTrainer(
+    trainer = trainer_class(
         retriever,
         args,
         step,
