@@ -1,0 +1,45 @@
+"""The calls of GradCache's loss objects, which Tevatron has copies of: mixed in before the class they speed up."""
+
+from typing import Any
+
+from torch import Tensor
+
+from fastdense.integrations.autocast import as_operands
+from fastdense.integrations.global_batch import global_batch_loss
+from fastdense.loss import contrastive_loss
+
+FUSED_REDUCTIONS = ("mean", "sum")
+
+
+class SimpleCall:
+    """``SimpleContrastiveLoss.__call__``. An unreduced loss, and passages that do not fit, go to the class below."""
+
+    def __call__(self, x: Tensor, y: Tensor, target: Tensor | None = None, reduction: str = "mean") -> Tensor:
+        """[N, D] queries and [M, D] passages to the loss, shape [], float32, attached to both."""
+        if reduction not in FUSED_REDUCTIONS or (target is None and not _fits(self, x, y)):
+            return super().__call__(x, y, target=target, reduction=reduction)  # type: ignore[misc]
+        x, y = as_operands(x, y)
+        return contrastive_loss(x, y, target, reduction=reduction)
+
+
+class DistributedCall:
+    """``DistributedContrastiveLoss.__call__``: the same loss and gradients, from this rank's rows only.
+
+    An unreduced loss, and passages that do not fit, go to the class below.
+    """
+
+    def __call__(self, x: Tensor, y: Tensor, **kwargs: Any) -> Tensor:
+        """[N, D] queries and [M, D] passages of this rank to the loss of all ranks' queries, shape [], float32."""
+        reduction, target = kwargs.get("reduction", "mean"), kwargs.get("target")
+        if reduction not in FUSED_REDUCTIONS or (target is None and not _fits(self, x, y)):
+            return super().__call__(x, y, **kwargs)  # type: ignore[misc]
+        x, y = as_operands(x, y)
+        loss = global_batch_loss(x, y, target, reduction=reduction)
+        # Only Tevatron's class has the flag; GradCache's leaves the factor to its user.
+        return loss * self.word_size if getattr(self, "scale_loss", False) else loss  # type: ignore[attr-defined]
+
+
+def _fits(loss: object, x: Tensor, y: Tensor) -> bool:
+    """Whether each query has as many passages as the object was made for; Tevatron's takes any number."""
+    expected = len(x) * getattr(loss, "target_per_qry", len(y) // max(1, len(x)))
+    return len(y) == expected
