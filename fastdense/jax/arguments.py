@@ -1,0 +1,69 @@
+"""The flags of the JAX driver: the torch driver's, with some that only JAX has and some refused."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+from fastdense.jax.optimizer import check_optimizer
+from fastdense.training.arguments import RetrieverTrainingArguments
+
+_TORCH = "it is a setting of PyTorch, and the step is JAX's"
+_SHARDING = "rows are divided over all devices, parameters are not: leave it out"
+_DDP = "gradients are summed by JAX's own program: leave it out"
+_OPTIMIZER = "the optimizer is optax's: leave it out"
+_REMAT = "all layers are recomputed, and there is nothing to set: leave it out"
+
+_REFUSED = {
+    "fp16": "TPUs have no float16: use --bf16, which needs no loss scaling either",
+    "tf32": "set the environment variable JAX_DEFAULT_MATMUL_PRECISION instead",
+    "torch_compile": "the step is always compiled, by XLA: leave it out",
+    "torch_compile_backend": "the step is always compiled, by XLA: leave it out",
+    "torch_compile_mode": "the step is always compiled, by XLA: leave it out",
+    "torch_empty_cache_steps": _TORCH,
+    "full_determinism": "CPUs and TPUs give the same bits anyway, GPUs with XLA_FLAGS=--xla_gpu_deterministic_ops=true",
+    "logging_nan_inf_filter": "losses stay on the devices until they are logged, so none can be filtered",
+    "optim_args": _OPTIMIZER,
+    "optim_target_modules": _OPTIMIZER,
+    "gradient_checkpointing_kwargs": _REMAT,
+    "activation_checkpointing_kwargs": _REMAT,
+    "fsdp": _SHARDING,
+    "fsdp_config": _SHARDING,
+    "deepspeed": _SHARDING,
+    "parallelism_config": _SHARDING,
+    "ddp_backend": _DDP,
+    "ddp_bucket_cap_mb": _DDP,
+    "ddp_broadcast_buffers": _DDP,
+    "ddp_find_unused_parameters": _DDP,
+    "ddp_static_graph": _DDP,
+}
+
+
+@dataclass
+class JaxTrainingArguments(RetrieverTrainingArguments):
+    """The torch driver's arguments for devices that JAX sees; ``per_device`` is per device of JAX's."""
+
+    dtype: Literal["float32", "bfloat16"] = field(
+        default="float32", metadata={"help": "What the model computes in; parameters stay float32. --bf16 is bfloat16."}
+    )
+
+    _argument_group_name = RetrieverTrainingArguments._argument_group_name
+    _refused: ClassVar[Mapping[str, str]] = _REFUSED
+
+    def __post_init__(self) -> None:
+        self.only_cpu = bool(self.use_cpu)
+        if self.bf16:
+            self.dtype, self.bf16 = "bfloat16", False
+        self.use_cpu = True  # PyTorch's part, which only reads, saves and counts; JAX takes the accelerators
+        self.dataloader_pin_memory = False  # memory pinned by PyTorch is no faster for JAX
+        super().__post_init__()
+
+    def _check(self) -> None:
+        super()._check()
+        check_optimizer(self)
+
+    @property
+    def train_batch_size(self) -> int:
+        """Rows of this process in a batch."""
+        import jax
+
+        return self.per_device_train_batch_size * jax.local_device_count()
