@@ -8,6 +8,7 @@
 
 #include "cpu/chunk.h"
 #include "cpu/instruction_set.h"
+#include "cpu/symmetric.h"
 
 namespace fastdense::cpu {
 namespace {
@@ -36,16 +37,23 @@ Tensor empty(const Tensor& like, std::initializer_list<int64_t> shape, ScalarTyp
 }
 
 void run(const Problem& problem, const Kernels& kernels, const Gradients& gradients, int64_t chunk_bytes,
-         RowResult* results) {
+         Hardest* hardest, RowResult* results) {
   const Plan plan = make_plan(problem.rows, problem.columns, problem.width, kernels.depth, chunk_bytes);
-  Chunk chunk(problem, plan, kernels, gradients);
+  Chunk chunk(problem, plan, kernels, gradients, hardest);
   for (int64_t first = 0; first < problem.rows; first += plan.chunk_rows) {
     chunk.run(first, std::min(plan.chunk_rows, problem.rows - first), results + first);
   }
 }
 
+// Half of the budget is for a chunk's gradients of scores, half for scores.
+void run_symmetric(const Problem& problem, const Kernels& kernels, const Gradients& gradients, int64_t chunk_bytes,
+                   Hardest* hardest, RowResult* results) {
+  const Plan plan = make_plan(problem.rows, problem.columns, problem.width, kernels.depth, chunk_bytes / 2);
+  Symmetric(problem, plan, kernels, gradients, chunk_bytes / 2, hardest).run(results);
+}
+
 ContrastiveResult collect(const Tensor& like, const std::vector<RowResult>& results, const Tensor& query_grad,
-                          const Tensor& passage_grad) {
+                          const Tensor& passage_grad, const Tensor& hardest_index, const Tensor& hardest_score) {
   const int64_t rows = static_cast<int64_t>(results.size());
   Tensor loss = empty(like, {}), scale_grad = empty(like, {}), log_normalizer = empty(like, {rows});
   Tensor target_score = empty(like, {rows}), correct = empty(like, {rows}, ScalarType::Bool);
@@ -59,15 +67,16 @@ ContrastiveResult collect(const Tensor& like, const std::vector<RowResult>& resu
   }
   *loss.mutable_data_ptr<float>() = static_cast<float>(loss_sum);
   *scale_grad.mutable_data_ptr<float>() = static_cast<float>(scale_grad_sum);
-  return {loss, query_grad, passage_grad, scale_grad, log_normalizer, target_score, correct};
+  return {loss,         query_grad, passage_grad,  scale_grad,   log_normalizer,
+          target_score, correct,    hardest_index, hardest_score};
 }
 
 }  // namespace
 
 ContrastiveResult contrastive(const Tensor& query, const Tensor& passage, const Tensor& target, const Tensor& scale,
                               const std::optional<Tensor>& passage_id, const std::optional<Tensor>& weight,
-                              double label_smoothing, bool mean, bool query_grad, bool passage_grad,
-                              int64_t chunk_bytes) {
+                              double label_smoothing, bool symmetric, bool mean, bool query_grad, bool passage_grad,
+                              int64_t hardest, int64_t chunk_bytes) {
   const int64_t rows = query.size(0), columns = passage.size(0), width = query.size(1);
   const Kernels& kernels = choose_kernels(query.scalar_type() == ScalarType::BFloat16 && rows > kFewQueries);
   const Tensor targets = torch::stable::contiguous(target);
@@ -93,8 +102,14 @@ ContrastiveResult contrastive(const Tensor& query, const Tensor& passage, const 
   const Gradients gradients{query_grad ? query_grads.mutable_data_ptr<float>() : nullptr,
                             passage_grad ? passage_grads.mutable_data_ptr<float>() : nullptr};
   std::vector<RowResult> results(rows);
-  if (rows > 0) run(problem, kernels, gradients, chunk_bytes, results.data());
-  return collect(query, results, query_grads, passage_grads);
+  Tensor index = empty(query, {rows, hardest}, ScalarType::Long), score = empty(query, {rows, hardest});
+  Hardest selection(problem, kernels, hardest, index.mutable_data_ptr<int64_t>(), score.mutable_data_ptr<float>());
+  if (rows > 0) {
+    const auto& run_direction = symmetric ? run_symmetric : run;
+    run_direction(problem, kernels, gradients, chunk_bytes, hardest > 0 ? &selection : nullptr, results.data());
+  }
+  selection.scale();
+  return collect(query, results, query_grads, passage_grads, index, score);
 }
 
 }  // namespace fastdense::cpu

@@ -11,8 +11,9 @@ namespace fastdense::cpu {
 using torch::stable::Tensor;
 
 // loss [], query_grad [N, D] or [0], passage_grad [M, D] or [0], scale_grad [], log_normalizer [N], target_score [N],
-// correct [N]; float32 but for the last, which is bool.
-using ContrastiveResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+// correct [N], hardest_index [N, hardest], hardest_score [N, hardest]; float32 but for correct, which is bool, and
+// hardest_index, which is int64.
+using ContrastiveResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 // The operator fastdense::contrastive_native on the CPU; fastdense/loss/operator.py holds its schema.
 //
@@ -20,7 +21,7 @@ using ContrastiveResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Ten
 // scale [], weight [N]: float32.
 ContrastiveResult contrastive(const Tensor& query, const Tensor& passage, const Tensor& target, const Tensor& scale,
                               const std::optional<Tensor>& passage_id, const std::optional<Tensor>& weight,
-                              double label_smoothing, bool mean, bool query_grad, bool passage_grad,
-                              int64_t chunk_bytes);
+                              double label_smoothing, bool symmetric, bool mean, bool query_grad, bool passage_grad,
+                              int64_t hardest, int64_t chunk_bytes);
 
 }  // namespace fastdense::cpu

@@ -2,7 +2,7 @@
 
 #include <cstring>
 
-#include "cpu/chunk.h"
+#include "cpu/products.h"
 
 namespace fastdense::cpu {
 namespace {
@@ -12,7 +12,7 @@ constexpr int64_t kLeastWidth = 64;
 
 }  // namespace
 
-void Chunk::score_few(const Segment& block, float* scores, float* scratch) {
+void Products::score_few(const Segment& block, float* scores, float* scratch) {
   for (int64_t j = 0; j < block.count; ++j) {
     if (j + kRowsAhead < block.count) problem_.passage.prefetch(block.first + j + kRowsAhead, 0, problem_.width);
     const float* passage = problem_.passage.get(block.first + j, scratch);
@@ -25,7 +25,7 @@ void Chunk::score_few(const Segment& block, float* scores, float* scratch) {
 }
 
 // Tasks own columns.
-void Chunk::multiply_passages_few(const Segment& segment) {
+void Products::multiply_passages_few(const Segment& segment) {
   const int64_t width = problem_.width;
   const int64_t parts = std::clamp<int64_t>(width / kLeastWidth, 1, torch::stable::get_num_threads());
   const int64_t part_width = std::max<int64_t>(1, ceil_div(width, parts));
@@ -38,7 +38,7 @@ void Chunk::multiply_passages_few(const Segment& segment) {
         const int64_t row = segment.first + j;
         if (j + kRowsAhead < segment.count) problem_.passage.prefetch(row + kRowsAhead, first, size);
         const float* passage = problem_.passage.get(row, first, size, scratch.data());
-        const float* factor = reinterpret_cast<const float*>(exponentials(0) + j * kPanel);
+        const float* factor = reinterpret_cast<const float*>(weights(0) + j * kPanel);
         for (int64_t i = 0; i < count_; ++i) {
           kernels_.add_scaled(factor[i], passage, size, products.data() + i * size);
         }
@@ -53,9 +53,9 @@ void Chunk::multiply_passages_few(const Segment& segment) {
   });
 }
 
-void Chunk::multiply_queries_few(const Segment& block, int64_t segment_first, const RowResult* results) {
+void Products::multiply_queries_few(const Segment& block, int64_t segment_first, const RowResult* results) {
   for (int64_t j = block.first; j < block.first + block.count; ++j) {
-    const float* exponential = reinterpret_cast<const float*>(exponentials(0) + (j - segment_first) * kPanel);
+    const float* exponential = reinterpret_cast<const float*>(weights(0) + (j - segment_first) * kPanel);
     float factor[kFewQueries];
     for (int64_t i = 0; i < count_; ++i) factor[i] = exponential[i] * results[i].factor;
     kernels_.combine(factor, few_queries(), count_, problem_.width, gradients_.passage + j * problem_.width);

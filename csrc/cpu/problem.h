@@ -26,11 +26,14 @@ struct Problem {
 struct Gradients {
   float* query;    // [N, D]
   float* passage;  // [M, D]
+
+  bool wanted() const { return query != nullptr || passage != nullptr; }
 };
 
 // So few queries that tiles of 32 would mostly multiply zeros: they are taken row by row, and bfloat16 as float32.
 constexpr int64_t kFewQueries = 8;
 
+constexpr float kLog2E = 1.44269504088896F;
 constexpr int64_t kColumnBlock = 112;  // passages whose packed rows stay in the second-level cache
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }

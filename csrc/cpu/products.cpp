@@ -1,12 +1,14 @@
 // The three products of a chunk, in blocks that stay in the caches.
 
-#include <cstring>
+#include "cpu/products.h"
 
-#include "cpu/chunk.h"
+#include <cstring>
+#include <numeric>
 
 namespace fastdense::cpu {
 namespace {
 
+constexpr int64_t kMostGroups = 256;
 constexpr int64_t kStepUnits = 256;  // of the inner dimension of the queries' gradients
 constexpr int64_t kMostWidth = 392;  // of the inputs in one task: with kStepUnits, half of the second-level cache
 constexpr int64_t kLeastWidth = 96;
@@ -27,9 +29,77 @@ void add_rows(const float* tile, int rows, int64_t columns, const Tile& to) {
   }
 }
 
+int64_t blocks_of_group(int64_t columns) { return ceil_div(ceil_div(columns, kColumnBlock), kMostGroups); }
+
 }  // namespace
 
-void Chunk::score(const std::vector<int64_t>& panels, const Segment& segment, bool keep) {
+void add(const PanelSums& sums, PanelSums* total) {
+  for (int lane = 0; lane < kPanel; ++lane) {
+    total->exponentials[lane] += sums.exponentials[lane];
+    total->moments[lane] += sums.moments[lane];
+    total->excess[lane] += sums.excess[lane];
+    total->left_out[lane] += sums.left_out[lane];
+    total->largest[lane] = std::max(total->largest[lane], sums.largest[lane]);
+  }
+}
+
+Products::Products(const Problem& problem, const Plan& plan, const Kernels& kernels, const Gradients& gradients)
+    : problem_(problem),
+      kernels_(kernels),
+      gradients_(gradients),
+      few_(problem.rows <= kFewQueries),
+      segment_columns_(plan.segment_columns),
+      panel_units_(ceil_div(plan.segment_columns, kernels.depth) * kPanel),
+      width_units_(ceil_div(problem.width, kernels.depth)),
+      groups_(ceil_div(problem.columns, blocks_of_group(problem.columns) * kColumnBlock)),
+      weights_(gradients.wanted() ? plan.chunk_rows / kPanel * panel_units_ : 0),
+      queries_(plan.chunk_rows * width_units_),
+      weighted_queries_(gradients.passage ? plan.chunk_rows / kernels.depth * round_up(problem.width, kPanel) : 0),
+      query_products_(gradients.query ? plan.chunk_rows * problem.width : 0),
+      target_(plan.chunk_rows),
+      rows_by_block_(plan.chunk_rows),
+      target_id_(plan.chunk_rows) {}
+
+void Products::load(int64_t first_row, int64_t count, const VisitQuery& visit) {
+  first_row_ = first_row;
+  count_ = count;
+  panels_ = ceil_div(count, kPanel);
+  on_threads(panels_, count_ * problem_.width * 4, [&](const auto& next) {
+    Scratch<float> query(problem_.query.scratch_size()), passage(problem_.query.scratch_size());
+    for (int64_t panel = next(); panel >= 0; panel = next()) {
+      uint32_t* out = queries_.data() + panel * width_units_ * kPanel;
+      if ((panel + 1) * kPanel > count_) std::memset(out, 0, width_units_ * kPanel * sizeof(uint32_t));
+      for (int64_t i = panel * kPanel; i < (panel + 1) * kPanel; ++i) {
+        target_[i] = i < count_ ? problem_.target[first_row_ + i] : -1;
+        if (i >= count_) continue;
+        if (problem_.passage_id) target_id_[i] = problem_.passage_id[target_[i]];
+        const float* values = problem_.query.get(first_row_ + i, query.data());
+        if (few_) {
+          std::memcpy(out + i * problem_.width, values, problem_.width * sizeof(float));
+        } else {
+          kernels_.pack_panel_column(values, problem_.width, out + i % kPanel);
+        }
+        if (visit) visit(i, values, passage.data());
+      }
+    }
+  });
+}
+
+void Products::add_gradients(const RowResult* results, const std::function<void(const Segment&)>& fill) {
+  if (gradients_.passage) {
+    sort_targets();
+    if (!few_) pack_weighted_queries(results);
+  }
+  for (int64_t first = 0; first < problem_.columns; first += segment_columns_) {
+    const Segment segment{first, std::min(segment_columns_, problem_.columns - first)};
+    fill(segment);
+    if (gradients_.query) few_ ? multiply_passages_few(segment) : multiply_passages(segment);
+    if (gradients_.passage) multiply_queries(segment, results, first_row_ > 0);
+  }
+  if (gradients_.query) write_query_gradients(results);
+}
+
+void Products::score(const std::vector<int64_t>& panels, const Segment& segment, const VisitScores& visit) {
   const int64_t group_blocks = ceil_div(problem_.columns, groups_ * kColumnBlock);
   const int64_t group_columns = group_blocks * kColumnBlock;
   const double operations = 2.0 * panels.size() * kPanel * segment.count * problem_.width;
@@ -37,13 +107,8 @@ void Chunk::score(const std::vector<int64_t>& panels, const Segment& segment, bo
     Scratch<uint32_t> packed(round_up(width_units_, kBlock) * kColumnBlock);
     Scratch<float> scores(kColumnBlock * kPanel), scratch(problem_.passage.scratch_size());
     for (int64_t group = next(); group >= 0; group = next()) {
-      PanelSums* sums = sums_.data() + group * panels_;
-      for (int64_t panel : panels) {
-        sums[panel] = PanelSums{};
-        std::fill_n(sums[panel].largest, kPanel, kLeftOut);
-      }
-      const int64_t end = std::min((group + 1) * group_columns, segment.count);
-      for (int64_t first = group * group_columns; first < end; first += kColumnBlock) {
+      const int64_t start = group * group_columns, end = std::min(start + group_columns, segment.count);
+      for (int64_t first = start; first < end; first += kColumnBlock) {
         const Segment block{segment.first + first, std::min(kColumnBlock, end - first)};
         if (few_) {
           score_few(block, scores.data(), scratch.data());
@@ -51,15 +116,40 @@ void Chunk::score(const std::vector<int64_t>& panels, const Segment& segment, bo
           pack_passages(block, packed.data(), scratch.data());
         }
         for (int64_t panel : panels) {
-          uint32_t* out = keep ? exponentials(panel) + first / kernels_.depth * kPanel : nullptr;
-          score_panel(panel, block, packed.data(), scores.data(), out, &sums[panel]);
+          if (!few_) score_panel(panel, block, packed.data(), scores.data());
+          visit({group, first == start, panel, block, first, scores.data()});
         }
       }
     }
   });
 }
 
-void Chunk::pack_passages(const Segment& block, uint32_t* packed, float* scratch) {
+void Products::score_panel(int64_t panel, const Segment& block, const uint32_t* packed, float* scores) {
+  const uint32_t* queries = queries_.data() + panel * width_units_ * kPanel;
+  for_each_tile(block.count, kernels_.tile_rows, [&](int64_t first, int rows) {
+    kernels_.tile_by_blocks(rows, {packed + first * kBlock, kColumnBlock * kBlock, queries, width_units_,
+                                   scores + first * kPanel, kPanel, false});
+  });
+}
+
+void Products::mask(const ScoredBlock& block, float* target_score) const {
+  for (int64_t i = 0; i < kPanel; ++i) {
+    const int64_t row = block.panel * kPanel + i, column = target_[row] - block.columns.first;
+    if (column < 0 || column >= block.columns.count) continue;
+    target_score[row] = block.scores[column * kPanel + i];
+    block.scores[column * kPanel + i] = kLeftOut;
+  }
+  if (problem_.passage_id) {
+    kernels_.leave_out(block.scores, block.columns.count, problem_.passage_id + block.columns.first,
+                       target_id_.data() + block.panel * kPanel);
+  }
+  const int64_t rows = std::min<int64_t>(kPanel, count_ - block.panel * kPanel);
+  for (int64_t j = 0; rows < kPanel && j < block.columns.count; ++j) {
+    std::fill(block.scores + j * kPanel + rows, block.scores + (j + 1) * kPanel, kLeftOut);
+  }
+}
+
+void Products::pack_passages(const Segment& block, uint32_t* packed, float* scratch) {
   for (int64_t j = 0; j < block.count; ++j) {
     if (j + kRowsAhead < block.count) problem_.passage.prefetch(block.first + j + kRowsAhead, 0, problem_.width);
     kernels_.pack_block_row(problem_.passage.get(block.first + j, scratch), problem_.width, packed + j * kBlock,
@@ -67,32 +157,45 @@ void Chunk::pack_passages(const Segment& block, uint32_t* packed, float* scratch
   }
 }
 
-void Chunk::score_panel(int64_t panel, const Segment& block, const uint32_t* packed, float* scores, uint32_t* out,
-                        PanelSums* sums) {
-  const uint32_t* queries = queries_.data() + panel * width_units_ * kPanel;
-  for_each_tile(few_ ? 0 : block.count, kernels_.tile_rows, [&](int64_t first, int rows) {
-    kernels_.tile_by_blocks(rows, {packed + first * kBlock, kColumnBlock * kBlock, queries, width_units_,
-                                   scores + first * kPanel, kPanel, false});
-  });
-  take_out_targets(panel, block, scores);
-  if (problem_.passage_id) {
-    kernels_.leave_out(scores, block.count, problem_.passage_id + block.first, target_id_.data() + panel * kPanel);
-  }
-  kernels_.exponentiate(
-      {scores, block.count, reference_.data() + panel * kPanel, log2_scale_, problem_.label_smoothing > 0, out}, sums);
+// Rows in the order of their targets' blocks, and of their own within a block.
+void Products::sort_targets() {
+  const int64_t blocks = ceil_div(problem_.columns, kColumnBlock);
+  block_rows_.assign(blocks + 1, 0);
+  for (int64_t i = 0; i < count_; ++i) ++block_rows_[target_[i] / kColumnBlock + 1];
+  std::partial_sum(block_rows_.begin(), block_rows_.end(), block_rows_.begin());
+  std::vector<int64_t> place(block_rows_.begin(), block_rows_.end() - 1);
+  for (int64_t i = 0; i < count_; ++i) rows_by_block_[place[target_[i] / kColumnBlock]++] = i;
 }
 
-void Chunk::take_out_targets(int64_t panel, const Segment& block, float* scores) {
-  for (int64_t i = 0; i < kPanel; ++i) {
-    const int64_t row = panel * kPanel + i, column = target_[row] - block.first;
-    if (column < 0 || column >= block.count) continue;
-    target_score_[row] = scores[column * kPanel + i];
-    scores[column * kPanel + i] = kLeftOut;
-  }
+std::vector<int64_t> Products::all_panels() const {
+  std::vector<int64_t> panels(panels_);
+  std::iota(panels.begin(), panels.end(), 0);
+  return panels;
+}
+
+void Products::pack_weighted_queries(const RowResult* results) {
+  const int depth = kernels_.depth;
+  const int64_t steps = panels_ * kPanel / depth;
+  on_threads(panels_, count_ * problem_.width, [&](const auto& next) {
+    Scratch<float> first(problem_.query.scratch_size()), second(problem_.query.scratch_size());
+    const std::vector<float> zeros(problem_.width);
+    for (int64_t panel = next(); panel >= 0; panel = next()) {
+      for (int64_t i = panel * kPanel; i < (panel + 1) * kPanel; i += depth) {
+        const float* values[2] = {zeros.data(), zeros.data()};
+        float factor[2] = {0.0F, 0.0F};
+        for (int64_t k = 0; k < depth && i + k < count_; ++k) {
+          values[k] = problem_.query.get(first_row_ + i + k, (k == 0 ? first : second).data());
+          factor[k] = results[i + k].factor;
+        }
+        kernels_.pack_panel_step(values, factor, problem_.width, weighted_queries_.data() + i / depth * kPanel,
+                                 steps * kPanel);
+      }
+    }
+  });
 }
 
 // Tasks own a part of the width and of the panels; parts of the width come first, for they share no packing.
-void Chunk::multiply_passages(const Segment& segment) {
+void Products::multiply_passages(const Segment& segment) {
   const int64_t width = problem_.width, threads = torch::stable::get_num_threads();
   const int64_t most_parts = std::max<int64_t>(1, width / kLeastWidth);
   int64_t parts =
@@ -111,7 +214,7 @@ void Chunk::multiply_passages(const Segment& segment) {
   });
 }
 
-void Chunk::multiply_passages_part(const Segment& segment, const Segment& width, const Segment& panels) {
+void Products::multiply_passages_part(const Segment& segment, const Segment& width, const Segment& panels) {
   const int depth = kernels_.depth, tile_rows = kernels_.tile_rows;
   Scratch<uint32_t> packed(round_up(width.count, tile_rows) * kStepUnits);
   Scratch<float> first_row(problem_.passage.scratch_size()), second_row(problem_.passage.scratch_size());
@@ -129,7 +232,7 @@ void Chunk::multiply_passages_part(const Segment& segment, const Segment& width,
       kernels_.pack_step(values, width.count, packed.data() + j / depth * tile_rows, kStepUnits * tile_rows);
     }
     for (int64_t panel = panels.first; panel < panels.first + panels.count; ++panel) {
-      const uint32_t* right = exponentials(panel) + start / depth * kPanel;
+      const uint32_t* right = weights(panel) + start / depth * kPanel;
       float* out = query_products_.data() + (panel * problem_.width + width.first) * kPanel;
       for_each_tile(width.count, tile_rows, [&](int64_t first, int rows) {
         kernels_.tile_by_steps(rows, {packed.data() + first * kStepUnits, 0, right, ceil_div(count, depth),
@@ -139,7 +242,7 @@ void Chunk::multiply_passages_part(const Segment& segment, const Segment& width,
   }
 }
 
-void Chunk::multiply_queries(const Segment& segment, const RowResult* results, bool accumulate) {
+void Products::multiply_queries(const Segment& segment, const RowResult* results, bool accumulate) {
   const int64_t blocks = ceil_div(segment.count, kColumnBlock);
   const double operations = 2.0 * panels_ * kPanel * segment.count * problem_.width;
   on_threads(blocks, operations, [&](const auto& next) {
@@ -158,11 +261,11 @@ void Chunk::multiply_queries(const Segment& segment, const RowResult* results, b
   });
 }
 
-void Chunk::multiply_queries_block(const Segment& block, int64_t segment_first, uint32_t* packed, bool accumulate) {
+void Products::multiply_queries_block(const Segment& block, int64_t segment_first, uint32_t* packed, bool accumulate) {
   const int64_t panel_units = kPanel / kernels_.depth, units = panels_ * panel_units, width = problem_.width;
   for (int64_t panel = 0; panel < panels_; ++panel) {
     const int64_t unit = panel * panel_units;
-    kernels_.transpose_exponentials(exponentials(panel) + (block.first - segment_first) / kernels_.depth * kPanel,
+    kernels_.transpose_exponentials(weights(panel) + (block.first - segment_first) / kernels_.depth * kPanel,
                                     block.count, panel + 1 < panels_ ? panel_units_ : 0,
                                     packed + unit / kBlock * kColumnBlock * kBlock + unit % kBlock);
   }
@@ -190,7 +293,7 @@ void Chunk::multiply_queries_block(const Segment& block, int64_t segment_first, 
 }
 
 // The rank-one terms of the targets, in float32, while the block lies in cache.
-void Chunk::add_target_gradients(const Segment& block, const RowResult* results, float* scratch) {
+void Products::add_target_gradients(const Segment& block, const RowResult* results, float* scratch) {
   const int64_t index = block.first / kColumnBlock;
   for (int64_t k = block_rows_[index]; k < block_rows_[index + 1]; ++k) {
     const int64_t i = rows_by_block_[k];
@@ -198,6 +301,30 @@ void Chunk::add_target_gradients(const Segment& block, const RowResult* results,
     float* out = gradients_.passage + target_[i] * problem_.width;
     for (int64_t d = 0; d < problem_.width; ++d) out[d] += results[i].target_gradient * query[d];
   }
+}
+
+void Products::write_query_gradients(const RowResult* results) {
+  constexpr int64_t kTransposed = 16;  // columns that stay in the first-level cache while rows pass by
+  const int64_t width = problem_.width;
+  on_threads(panels_, count_ * width * 4, [&](const auto& next) {
+    Scratch<float> scratch(problem_.passage.scratch_size());
+    for (int64_t panel = next(); panel >= 0; panel = next()) {
+      const float* products = query_products_.data() + panel * width * kPanel;
+      for (int64_t i = panel * kPanel; i < std::min((panel + 1) * kPanel, count_); ++i) {
+        if (i + 1 < count_) problem_.passage.prefetch(target_[i + 1], 0, width);
+        const float* passage = problem_.passage.get(target_[i], scratch.data());
+        float* out = gradients_.query + (first_row_ + i) * width;
+        for (int64_t d = 0; d < width; ++d) out[d] = results[i].target_gradient * passage[d];
+      }
+      for (int64_t first = 0; first < width; first += kTransposed) {
+        const int64_t end = std::min(first + kTransposed, width);
+        for (int64_t i = panel * kPanel; i < std::min((panel + 1) * kPanel, count_); ++i) {
+          float* out = gradients_.query + (first_row_ + i) * width;
+          for (int64_t d = first; d < end; ++d) out[d] += results[i].factor * products[d * kPanel + i % kPanel];
+        }
+      }
+    }
+  });
 }
 
 }  // namespace fastdense::cpu

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from fastdense.loss import operator
 from fastdense.loss.backends import choose
 from fastdense.loss.operator import ContrastiveResult
-from fastdense.loss.problem import Problem, add_rows_, make_problem
+from fastdense.loss.problem import check_hardest, make_problem
 
 __all__ = ["ContrastiveLoss", "ContrastiveResult", "contrastive_loss", "contrastive_loss_and_grad"]
 
@@ -54,7 +54,10 @@ def contrastive_loss(
             (and where N is zero), loss and gradients are zero.
         label_smoothing: in [0, 1), spread evenly over the columns that take part in the row.
         symmetric: the mean of this loss and the one in the other direction: for each query, its target passage picks
-            the query out of all queries, with the same weights, and with queries of equal target id left out.
+            the query out of all queries, with the same weights, and with queries of equal target id left out. "native"
+            on a CPU and "reference" walk over the scores once, and once more over those that half of ``chunk_bytes``
+            does not keep: (8 - 2 f) N M D operations where it keeps a fraction f, instead of 6. The others compute the
+            two directions one after the other, 6 N M D + 6 N N D.
         reduction: "mean" or "sum" over rows.
         implementation: "auto", "native", "triton" or "reference"; see :func:`fastdense.backends`.
         chunk_bytes: how much memory a chunk of scores may take. Default: the environment variable
@@ -67,12 +70,17 @@ def contrastive_loss(
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what was given.
     """
-    problem = make_problem(query, passage, target, scale, passage_id, weight, label_smoothing, reduction, chunk_bytes)
+    problem = make_problem(
+        query, passage, target, scale, passage_id, weight, label_smoothing, symmetric, reduction, chunk_bytes
+    )
     name = choose(implementation, query.device, query.dtype)
-    loss = _loss(name, problem)
-    if symmetric:
-        loss = (loss + _loss(name, problem.transposed())) / 2
-    return loss
+    recording = torch.is_grad_enabled()
+    return operator.differentiable_loss(
+        name,
+        problem,
+        query_grad=recording and query.requires_grad,
+        passage_grad=recording and passage.requires_grad,
+    )
 
 
 def contrastive_loss_and_grad(
@@ -86,6 +94,7 @@ def contrastive_loss_and_grad(
     label_smoothing: float = 0.0,
     symmetric: bool = False,
     reduction: str = "mean",
+    hardest: int = 0,
     implementation: str = "auto",
     chunk_bytes: int | None = None,
 ) -> ContrastiveResult:
@@ -93,20 +102,23 @@ def contrastive_loss_and_grad(
 
     The arguments are those of :func:`contrastive_loss`. Nothing waits for the device.
 
+    Args:
+        hardest: how many of each query's hardest negatives to return: the columns that score highest, other than the
+            target and what ``passage_id`` leaves out. No [N, M] matrix is made. "native" on a CPU and "reference" take
+            them from the scores that they compute anyway; the others make a pass of their own, 2 N M D operations.
+
     Returns:
-        A :class:`ContrastiveResult`. Its by-products (log_normalizer, target_score, correct) are those of the direction
-        from query to passage, also if ``symmetric``. A target that ties with another column does not count as correct.
+        A :class:`ContrastiveResult`. Its by-products (log_normalizer, target_score, correct, hardest_index and
+        hardest_score) are those of the direction from query to passage, also if ``symmetric``. A target that ties with
+        another column does not count as correct.
     """
+    check_hardest(hardest)
     with torch.no_grad():
         problem = make_problem(
-            query, passage, target, scale, passage_id, weight, label_smoothing, reduction, chunk_bytes
+            query, passage, target, scale, passage_id, weight, label_smoothing, symmetric, reduction, chunk_bytes
         )
         name = choose(implementation, query.device, query.dtype)
-        result = operator.call(name, problem, query_grad=True, passage_grad=True)
-        if symmetric:
-            other = operator.call(name, problem.transposed(), query_grad=True, passage_grad=True)
-            result = _mean_of_directions(result, other, problem.target)
-    return result
+        return operator.call(name, problem, query_grad=True, passage_grad=True, hardest=hardest)
 
 
 class ContrastiveLoss(nn.Module):
@@ -172,25 +184,3 @@ class ContrastiveLoss(nn.Module):
     def extra_repr(self) -> str:
         learnable = self.log_scale is not None
         return f"scale={float(self.scale):g}, learnable={learnable}, symmetric={self.symmetric}"
-
-
-def _loss(name: str, problem: Problem) -> Tensor:
-    recording = torch.is_grad_enabled()
-    return operator.differentiable_loss(
-        name,
-        problem,
-        query_grad=recording and problem.query.requires_grad,
-        passage_grad=recording and problem.passage.requires_grad,
-    )
-
-
-def _mean_of_directions(result: ContrastiveResult, other: ContrastiveResult, target: Tensor) -> ContrastiveResult:
-    """Add the other direction, whose queries were the target passages and whose passages were the queries."""
-    passage_grad = result.passage_grad / 2
-    add_rows_(passage_grad, target, other.query_grad / 2)
-    return result._replace(
-        loss=(result.loss + other.loss) / 2,
-        query_grad=(result.query_grad + other.passage_grad) / 2,
-        passage_grad=passage_grad,
-        scale_grad=(result.scale_grad + other.scale_grad) / 2,
-    )

@@ -14,11 +14,12 @@ from fastdense.loss.problem import Problem, accumulation_dtype
 
 ARGUMENTS = (
     "(Tensor query, Tensor passage, Tensor target, Tensor scale, Tensor? passage_id, Tensor? weight, "
-    "float label_smoothing, bool mean, bool query_grad, bool passage_grad, int chunk_bytes)"
+    "float label_smoothing, bool symmetric, bool mean, bool query_grad, bool passage_grad, int hardest, "
+    "int chunk_bytes)"
 )
 RESULTS = (
     "(Tensor loss, Tensor query_grad, Tensor passage_grad, Tensor scale_grad, "
-    "Tensor log_normalizer, Tensor target_score, Tensor correct)"
+    "Tensor log_normalizer, Tensor target_score, Tensor correct, Tensor hardest_index, Tensor hardest_score)"
 )
 
 
@@ -39,11 +40,18 @@ class ContrastiveResult(NamedTuple):
     """Each row's scaled score of its target, shape [N]."""
     correct: Tensor
     """Whether the target scores higher than every other column that takes part, shape [N], bool."""
+    hardest_index: Tensor
+    """The columns with the highest scores among those that take part other than the target, in falling order; -1
+    where a row has no more. Shape [N, hardest], int64."""
+    hardest_score: Tensor
+    """Their scaled scores, -inf where there is none. Shape [N, hardest]."""
 
 
-def call(implementation: str, problem: Problem, query_grad: bool, passage_grad: bool) -> ContrastiveResult:
+def call(
+    implementation: str, problem: Problem, query_grad: bool, passage_grad: bool, hardest: int = 0
+) -> ContrastiveResult:
     """Run an implementation's operator; a gradient that is not asked for comes back without elements."""
-    return ContrastiveResult(*_operator(implementation)(*_arguments(problem, query_grad, passage_grad)))
+    return ContrastiveResult(*_operator(implementation)(*_arguments(problem, query_grad, passage_grad, hardest)))
 
 
 def differentiable_loss(implementation: str, problem: Problem, query_grad: bool, passage_grad: bool) -> Tensor:
@@ -54,7 +62,7 @@ def differentiable_loss(implementation: str, problem: Problem, query_grad: bool,
     """
     if torch.compiler.is_compiling():
         return call(implementation, problem, query_grad, passage_grad).loss
-    loss: Tensor = _EagerLoss.apply(*_arguments(problem, query_grad, passage_grad), _operator(implementation))
+    loss: Tensor = _EagerLoss.apply(*_arguments(problem, query_grad, passage_grad, 0), _operator(implementation))
     return loss
 
 
@@ -63,7 +71,7 @@ def _operator(implementation: str) -> Callable[..., tuple[Tensor, ...]]:
     return operator
 
 
-def _arguments(problem: Problem, query_grad: bool, passage_grad: bool) -> tuple[Any, ...]:
+def _arguments(problem: Problem, query_grad: bool, passage_grad: bool, hardest: int) -> tuple[Any, ...]:
     return (
         problem.query,
         problem.passage,
@@ -72,9 +80,11 @@ def _arguments(problem: Problem, query_grad: bool, passage_grad: bool) -> tuple[
         problem.passage_id,
         problem.weight,
         problem.label_smoothing,
+        problem.symmetric,
         problem.mean,
         query_grad,
         passage_grad,
+        hardest,
         problem.chunk_bytes,
     )
 
@@ -107,7 +117,9 @@ def register(library: torch.library.Library, implementation: str) -> None:
     torch.library.register_autograd(name, _backward, setup_context=_setup_context, lib=library)
 
 
-def empty_results(query: Tensor, passage: Tensor, query_grad: bool, passage_grad: bool) -> ContrastiveResult:
+def empty_results(
+    query: Tensor, passage: Tensor, query_grad: bool, passage_grad: bool, hardest: int = 0
+) -> ContrastiveResult:
     """Uninitialized results of the right shapes; a gradient that is not wanted has no elements."""
     rows = query.shape[0]
     dtype = accumulation_dtype(query)
@@ -119,6 +131,8 @@ def empty_results(query: Tensor, passage: Tensor, query_grad: bool, passage_grad
         log_normalizer=query.new_empty((rows,), dtype=dtype),
         target_score=query.new_empty((rows,), dtype=dtype),
         correct=query.new_empty((rows,), dtype=torch.bool),
+        hardest_index=query.new_empty((rows, hardest), dtype=torch.int64),
+        hardest_score=query.new_empty((rows, hardest), dtype=dtype),
     )
 
 
@@ -130,12 +144,14 @@ def _fake(
     passage_id: Tensor | None,
     weight: Tensor | None,
     label_smoothing: float,
+    symmetric: bool,
     mean: bool,
     query_grad: bool,
     passage_grad: bool,
+    hardest: int,
     chunk_bytes: int,
 ) -> tuple[Tensor, ...]:
-    return tuple(empty_results(query, passage, query_grad, passage_grad))
+    return tuple(empty_results(query, passage, query_grad, passage_grad, hardest))
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -160,7 +176,7 @@ def _backward(ctx: Any, loss_grad: Tensor, *_: Tensor) -> tuple[Tensor | None, .
         passage_grad.to(ctx.dtype) if passage_wanted else None,
         None,
         scale_grad if scale_wanted else None,
-        *(None,) * 7,
+        *(None,) * 9,
     )
 
 

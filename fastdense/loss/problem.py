@@ -45,26 +45,9 @@ class Problem:
     passage_id: Tensor | None
     weight: Tensor | None
     label_smoothing: float
+    symmetric: bool
     mean: bool
     chunk_bytes: int
-
-    def transposed(self) -> "Problem":
-        """The problem of the other direction: each query's target passage picks its query out of all queries.
-
-        A query takes the id of its target, so another query with the same positive passage is no negative.
-        """
-        rows = torch.arange(self.query.shape[0], device=self.query.device)
-        return Problem(
-            query=take_rows(self.passage, self.target),
-            passage=self.query,
-            target=rows,
-            scale=self.scale,
-            passage_id=None if self.passage_id is None else self.passage_id[self.target],
-            weight=self.weight,
-            label_smoothing=self.label_smoothing,
-            mean=self.mean,
-            chunk_bytes=self.chunk_bytes,
-        )
 
 
 def take_rows(tensor: Tensor, rows: Tensor) -> Tensor:
@@ -88,6 +71,7 @@ def make_problem(
     passage_id: Tensor | None,
     weight: Tensor | None,
     label_smoothing: float,
+    symmetric: bool,
     reduction: str,
     chunk_bytes: int | None,
 ) -> Problem:
@@ -121,9 +105,16 @@ def make_problem(
         passage_id=None if passage_id is None else passage_id.long(),
         weight=None if weight is None else weight.to(accumulation_dtype(query)),
         label_smoothing=float(label_smoothing),
+        symmetric=bool(symmetric),
         mean=reduction == "mean",
         chunk_bytes=chunk_bytes or default_chunk_bytes(query.device),
     )
+
+
+def check_hardest(hardest: int) -> None:
+    """Raise ``ValueError`` unless ``hardest`` counts something."""
+    if isinstance(hardest, bool) or not isinstance(hardest, int) or hardest < 0:
+        raise ValueError(f"hardest must be a number of negatives, 0 or more, got {hardest!r}")
 
 
 def accumulation_dtype(query: Tensor) -> torch.dtype:

@@ -80,6 +80,7 @@ def test_the_driver_of_the_gpu(oracle, draw, relative_error, choice, dtype, tole
         choice.get("passage_id"),
         choice.get("weight"),
         choice.get("label_smoothing", 0.0),
+        False,
         choice.get("reduction", "mean"),
         90 * 4 * 7,
     )

@@ -6,7 +6,7 @@ import torch
 from fastdense import contrastive_loss, contrastive_loss_and_grad
 
 
-def operator_arguments(query, passage, *, smoothing=0.1, query_grad=True, passage_grad=True):
+def operator_arguments(query, passage, *, symmetric=False, query_grad=True, passage_grad=True):
     rows, columns = query.shape[0], passage.shape[0]
     return (
         query,
@@ -15,22 +15,25 @@ def operator_arguments(query, passage, *, smoothing=0.1, query_grad=True, passag
         torch.tensor(5.0, requires_grad=query.requires_grad),
         torch.arange(columns) % 9,
         torch.rand(rows),
-        smoothing,
+        0.1,
+        symmetric,
         True,
         query_grad,
         passage_grad,
+        3,
         1000,
     )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("requires_grad", [False, True])
-def test_opcheck(implementation, draw, dtype, requires_grad):
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_opcheck(implementation, draw, dtype, requires_grad, symmetric):
     query, passage = draw("random", 7, 15, 12, dtype)
     query.requires_grad_(requires_grad)
     passage.requires_grad_(requires_grad)
     operator = getattr(torch.ops.fastdense, f"contrastive_{implementation}").default
-    torch.library.opcheck(operator, operator_arguments(query, passage))
+    torch.library.opcheck(operator, operator_arguments(query, passage, symmetric=symmetric))
 
 
 @pytest.mark.parametrize("wanted", [(False, False), (True, False), (False, True)])

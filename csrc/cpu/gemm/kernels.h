@@ -48,6 +48,31 @@ struct Exponentials {
   uint32_t* out;           // [ceil(columns / depth)][32], or null
 };
 
+// Sums over rows of one column of scores, other than its own target's; y is score - reference (unscaled), and the
+// reference is the largest score so far.
+struct ColumnSums {
+  float reference;
+  double exponentials;  // of exp(scale * y)
+  double moments;       // of exp(scale * y) * y
+  double excess;        // of y
+  double others;        // rows that take part
+};
+
+// d loss / d score where both directions' softmax meet; nothing where the score is kLeftOut.
+struct TwoDirections {
+  const float* scores;  // [columns][32]
+  int64_t columns;
+  float log2_scale;  // scale / log 2
+  // factor * 2^((score - reference) * log2_scale) - share, for each row [32] and for each column [columns]
+  const float* row_reference;
+  const float* row_factor;
+  const float* row_share;
+  const float* column_reference;
+  const float* column_factor;
+  const float* column_share;
+  uint32_t* out;  // [ceil(columns / depth)][32]
+};
+
 struct Kernels {
   const char* name;
   int depth;      // elements in a unit: 1 or 2
@@ -60,6 +85,13 @@ struct Kernels {
   void (*exponentiate)(const Exponentials& work, PanelSums* sums);
   // Writes kLeftOut to scores [columns][32] where the column's id is the query's.
   void (*leave_out)(float* scores, int64_t columns, const int64_t* column_id, const int64_t* query_id);
+  // The places in scores [columns][32] of those that are at least as large as least [32]; returns how many.
+  int64_t (*at_least)(const float* scores, int64_t columns, const float* least, int32_t* found);
+  // to [32] = the largest score of each row, or to itself where that is larger.
+  void (*raise)(const float* scores, int64_t columns, float* to);
+  // Adds one column's scores [32] of a panel, of which kLeftOut takes no part.
+  void (*add_column)(const float* scores, float log2_scale, ColumnSums* sums);
+  void (*combine_directions)(const TwoDirections& work);
   // Subtracts share [32] from the exponentials of one column: units [32], of which `part` counts the elements.
   void (*subtract)(uint32_t* units, int64_t part, const float* share);
 

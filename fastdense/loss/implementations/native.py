@@ -12,26 +12,23 @@ import torch
 from torch import Tensor
 
 from fastdense.loss import operator
+from fastdense.loss.extras import with_extras
 from fastdense.loss.problem import row_weights
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why this implementation cannot run there, or None if it can."""
+    """Why this implementation cannot run there, or None if it can. torch.compile traces it."""
     if _LOAD_FAILURE is not None:
         return _LOAD_FAILURE
     if device.type not in ("cpu", "cuda"):
         return f"it has no kernel for {device.type} tensors"
-    if device.type == "cuda" and not _has_cuda_kernel():
+    if device.type == "cuda" and not _CUDA_KERNEL:
         return "it was built without CUDA kernels (no nvcc was found, or FASTDENSE_CUDA was OFF)"
     if dtype not in DTYPES:
         return f"it has no {str(dtype).removeprefix('torch.')} kernel, only float32, bfloat16 and float16"
     return None
-
-
-def _has_cuda_kernel() -> bool:
-    return bool(importlib.import_module("fastdense._C").build_info()["cuda"])
 
 
 def _contrastive_on_gpu(
@@ -100,10 +97,12 @@ def _load() -> str | None:
         torch.ops.load_library(Path(extension.origin).with_name("_ops.so"))
     except OSError as error:
         return f"its library could not be loaded: {error}"
-    _library.impl("contrastive_native", _contrastive_on_gpu, "CUDA")
+    _library.impl("contrastive_native", with_extras(_contrastive_on_gpu), "CUDA")
     operator.register(_library, "native")
     return None
 
 
 _library = torch.library.Library("fastdense", "FRAGMENT")
 _LOAD_FAILURE = _load()
+# Asked for here, once: torch.compile could not trace an import.
+_CUDA_KERNEL = _LOAD_FAILURE is None and bool(importlib.import_module("fastdense._C").build_info()["cuda"])

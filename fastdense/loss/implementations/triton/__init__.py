@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from fastdense.loss import operator
+from fastdense.loss.extras import with_extras
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 OLDEST_CAPABILITY = (8, 0)  # bfloat16 on tensor cores
@@ -51,4 +52,4 @@ def _contrastive(query: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
 _INSTALLED = importlib.util.find_spec("triton") is not None
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 _library = torch.library.Library("fastdense", "FRAGMENT")
-operator.define(_library, "triton", _contrastive)
+operator.define(_library, "triton", with_extras(_contrastive))
