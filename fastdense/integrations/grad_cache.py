@@ -10,9 +10,9 @@ DistributedDataParallel its gradients are 1 / W of a single process's, as they a
 """
 
 try:
-    from grad_cache import loss as peer  # the repository's name
+    import grad_cache.loss as peer  # the name in the repository
 except ModuleNotFoundError:
-    from gradcache import loss as peer  # the registry's
+    import gradcache.loss as peer  # and on the registry
 
 from fastdense.integrations.loss_calls import DistributedCall, SimpleCall
 

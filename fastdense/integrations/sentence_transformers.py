@@ -19,7 +19,6 @@ import torch.nn.functional as F
 from sentence_transformers.util import all_gather_with_grad, cos_sim, dot_score
 from torch import Tensor
 
-from fastdense.integrations.autocast import as_operands
 from fastdense.loss import contrastive_loss
 
 try:
@@ -36,8 +35,8 @@ BOTH = {"query_to_doc", "doc_to_query"}
 class FusedMultipleNegativesRankingLoss(losses.MultipleNegativesRankingLoss):
     """``MultipleNegativesRankingLoss``, fused; the module's text says what goes to the parent.
 
-    The loss and its sums are float32 whatever the dtype of the embeddings (float64 for float64). Under autocast the
-    embeddings are rounded to its dtype, as the parent's product does; the scores are not.
+    The loss and its sums are float32 whatever the dtype of the embeddings (float64 for float64). Where the parent's
+    product is in lower precision, as under autocast, what it multiplies is rounded alike; the scores are not.
     """
 
     def compute_loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor) -> Tensor:
@@ -86,10 +85,7 @@ def _directions(loss: Any) -> set[str]:
 
 
 def _fused_loss(loss: Any, columns: list[Tensor]) -> Tensor:
-    query, document = columns[0], torch.cat(columns[1:])  # all positives, then all first negatives ...
-    if loss.similarity_fct is cos_sim:
-        query, document = F.normalize(query, dim=-1), F.normalize(document, dim=-1)
-    query, document = as_operands(query, document)
+    query, document = _operands(loss.similarity_fct, columns[0], torch.cat(columns[1:]))
     scale = loss.scale.to(query.device) if isinstance(loss.scale, Tensor) else float(loss.scale)
     symmetric = _directions(loss) == BOTH
     rows = torch.arange(len(query), device=query.device)
@@ -103,3 +99,13 @@ def _fused_loss(loss: Any, columns: list[Tensor]) -> Tensor:
         other = contrastive_loss(positive, all_gather_with_grad(query), rows + rank * len(query), scale=scale)
         value = (value + other) / 2
     return value
+
+
+def _operands(similarity: Any, query: Tensor, document: Tensor) -> tuple[Tensor, Tensor]:
+    """What the similarity function multiplies; its dtype depends on autocast and on the library's version."""
+    with torch.no_grad():
+        dtype = similarity(query[:1], document[:1]).dtype
+    if similarity is cos_sim:
+        wide = torch.promote_types(query.dtype, torch.float32)
+        query, document = F.normalize(query.to(wide), dim=-1), F.normalize(document.to(wide), dim=-1)
+    return query.to(dtype), document.to(dtype)
