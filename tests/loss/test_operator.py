@@ -174,3 +174,17 @@ def test_loss_and_grad_stays_outside_autograd(implementation, draw):
     query, passage = draw("random", 4, 8, 12)
     result = contrastive_loss_and_grad(query.requires_grad_(), passage, implementation=implementation)
     assert not any(tensor.requires_grad for tensor in result)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda", "meta"])
+def test_compile_traces_the_choice_of_an_implementation(device):
+    """Without a graph break, on devices that are not here too: the reasons may not import anything."""
+    from fastdense.loss.backends import IMPLEMENTATIONS
+
+    def count(tensor):
+        reasons = [module.unavailable(torch.device(device), tensor.dtype) for module in modules]
+        return tensor + len([reason for reason in reasons if reason is not None])
+
+    modules = list(IMPLEMENTATIONS.values())
+    compiled = torch.compile(count, fullgraph=True, backend="eager")
+    assert torch.equal(compiled(torch.zeros(1)), count(torch.zeros(1)))
