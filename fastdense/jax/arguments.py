@@ -2,9 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from functools import cached_property
+from typing import Any, ClassVar, Literal
+
+import jax
 
 from fastdense.jax.optimizer import check_optimizer
+from fastdense.jax.processes import check_all_known, join_processes
 from fastdense.training.arguments import RetrieverTrainingArguments
 
 _TORCH = "it is a setting of PyTorch, and the step is JAX's"
@@ -46,16 +50,35 @@ class JaxTrainingArguments(RetrieverTrainingArguments):
         default="float32", metadata={"help": "What the model computes in; parameters stay float32. --bf16 is bfloat16."}
     )
 
+    jax_coordinator_address: str | None = field(
+        default=None,
+        metadata={
+            "help": "Beyond one host, on every host: HOST:PORT of the first process, or auto on TPU pods and under "
+            "Slurm or MPI."
+        },
+    )
+    jax_num_processes: int | None = field(default=None, metadata={"help": "Number of processes, unless auto."})
+    jax_process_id: int | None = field(default=None, metadata={"help": "Which one this is, from 0, unless auto."})
+
     _argument_group_name = RetrieverTrainingArguments._argument_group_name
     _refused: ClassVar[Mapping[str, str]] = _REFUSED
 
     def __post_init__(self) -> None:
-        self.only_cpu = bool(self.use_cpu)
+        if self.use_cpu:
+            jax.config.update("jax_platforms", "cpu")
         if self.bf16:
             self.dtype, self.bf16 = "bfloat16", False
         self.use_cpu = True  # PyTorch's part, which only reads, saves and counts; JAX takes the accelerators
         self.dataloader_pin_memory = False  # memory pinned by PyTorch is no faster for JAX
+        if self.dataloader_num_workers and self.dataloader_multiprocessing_context is None:
+            self.dataloader_multiprocessing_context = "forkserver"  # JAX has threads, which a fork would tear apart
         super().__post_init__()
+
+    @cached_property
+    def _setup_devices(self) -> Any:
+        """PyTorch's processes, which are JAX's."""
+        join_processes(self.jax_coordinator_address, self.jax_num_processes, self.jax_process_id)
+        return super()._setup_devices
 
     def _check(self) -> None:
         super()._check()
@@ -64,6 +87,5 @@ class JaxTrainingArguments(RetrieverTrainingArguments):
     @property
     def train_batch_size(self) -> int:
         """Rows of this process in a batch."""
-        import jax
-
+        check_all_known(self.world_size)
         return self.per_device_train_batch_size * jax.local_device_count()

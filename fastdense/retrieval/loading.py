@@ -18,9 +18,15 @@ Q_MAX_LEN, P_MAX_LEN = 32, 128  # Tevatron v1's, for models that do not say thei
 
 def load_encoder(model: EncoderArguments, data: EncodeArguments) -> tuple[Encoder, TextTokenizer, torch.dtype | None]:
     """The encoder of queries or passages on its device, its tokenizer, and the dtype to autocast to."""
-    _check_single_process()
+    check_single_process()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     precision = autocast_dtype(model.fp16, model.bf16, device)
+    encoder, tokenize = read_encoder(model, data)
+    return encoder.to(device), tokenize, precision
+
+
+def read_encoder(model: EncoderArguments, data: EncodeArguments) -> tuple[Encoder, TextTokenizer]:
+    """The encoder of queries or passages in float32 on the CPU, and its tokenizer."""
     source: dict[str, Any] = {"cache_dir": model.cache_dir, "revision": model.model_revision}
     settings = read_settings(model.model_name_or_path, **source) or RetrieverSettings()
     retriever = load_retriever(
@@ -40,7 +46,7 @@ def load_encoder(model: EncoderArguments, data: EncodeArguments) -> tuple[Encode
     tokenize = _text_tokenizer(tokenizer, data, settings)
     encoder = retriever.query_encoder if data.encode_is_qry else retriever.passage_encoder
     check_fits(encoder, tokenize)
-    return encoder.to(device), tokenize, precision
+    return encoder, tokenize
 
 
 def _text_tokenizer(tokenizer: Any, data: EncodeArguments, settings: RetrieverSettings) -> TextTokenizer:
@@ -62,7 +68,8 @@ def _text_tokenizer(tokenizer: Any, data: EncodeArguments, settings: RetrieverSe
     )
 
 
-def _check_single_process() -> None:
+def check_single_process() -> None:
+    """Raise UserError under a launcher: all ranks would encode the same texts into the same file."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError(
             "encoding runs as one process: start one for each GPU, with its own CUDA_VISIBLE_DEVICES, "
