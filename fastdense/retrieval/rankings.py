@@ -46,8 +46,8 @@ def make_run(
 ) -> Run:
     """The run of a search: ``scores`` and ``indices`` (into ``passage_ids``) [Q, k], ordered."""
     return {
-        query_id: Ranked([passage_ids[i] for i in row], row_scores)
-        for query_id, row, row_scores in zip(query_ids, indices.tolist(), scores, strict=True)
+        query_id: Ranked([passage_ids[i] for i in row.tolist()], row_scores)
+        for query_id, row, row_scores in zip(query_ids, indices, scores, strict=True)
     }
 
 

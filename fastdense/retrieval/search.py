@@ -14,6 +14,7 @@ from fastdense.retrieval.representations import Representations
 # from batch to batch, and those near the end of the list may change places when they are computed again.
 SPARE_CANDIDATES = 128
 EXHAUSTIVE_ROWS = 65536  # passages at a time when one query is scored against all
+BLOCK_BYTES = 2**30  # of passages that all queries are scored against before the next are read
 
 Floats = NDArray[np.float32]
 Indices = NDArray[np.int64]
@@ -26,7 +27,6 @@ def exact_search(
     batch_size: int = 128,
     *,
     passage_ids: Sequence[str] | None = None,
-    on_batch: Callable[[int], object] | None = None,
 ) -> tuple[Floats, Indices]:
     """The ``depth`` passages with the largest inner products for every query.
 
@@ -39,7 +39,6 @@ def exact_search(
         depth: passages for a query, at least 1; all M if there are fewer.
         batch_size: queries at a time; 0 or less takes all at once.
         passage_ids: the M ids. Equal scores are ordered by id, descending (trec_eval's order), without ids by row.
-        on_batch: called with the number of queries done after each batch.
 
     Returns:
         scores float32 and row numbers int64, both [Q, min(depth, M)], best first.
@@ -51,10 +50,8 @@ def exact_search(
     passage_reps = np.ascontiguousarray(passage_reps, dtype=np.float32)
     _check_problem(query_reps, passage_reps, depth)
     found = []
-    for batch in _batches(query_reps, batch_size):
-        found.append(_search_batch(batch, passage_reps, depth, passage_ids))
-        if on_batch is not None:
-            on_batch(len(batch))
+    for batch in _batches(len(query_reps), batch_size):
+        found.append(_search_batch(query_reps[batch], passage_reps, depth, passage_ids))
     scores, indices = zip(*found, strict=True)
     return np.concatenate(scores), np.concatenate(indices)
 
@@ -68,26 +65,67 @@ def search_shards(
 ) -> Run:
     """Search shards of a corpus one after the other and merge: equal to searching them as one.
 
-    Only one shard's vectors are in memory at a time if ``shards`` is lazy; the ids of all are.
+    In memory, beside the queries, are the ids of all passages, ``depth`` scores and places for every query, and one
+    shard if ``shards`` is lazy. All queries look at :data:`BLOCK_BYTES` of it before any looks at the next, so a
+    memory-mapped shard may be larger than the memory and is read from the disk once.
+
+    Args:
+        on_batch: called with the number of queries done after each batch; they add up to one round for every shard.
 
     Raises:
         UserError: see :func:`exact_search`; or an id occurs in two shards.
     """
-    ids: list[str] = []
-    scores = np.empty((len(queries.ids), 0), np.float32)
-    indices = np.empty((len(queries.ids), 0), np.int64)
+    best = _BestSoFar(queries.vectors, depth)
     seen: set[str] = set()
     for shard in shards:
         _check_shard(queries, shard, seen)
+        _check_problem(queries.vectors, shard.vectors, depth)
         seen.update(shard.ids)
-        new_scores, new_indices = exact_search(
-            queries.vectors, shard.vectors, depth, batch_size, passage_ids=shard.ids, on_batch=on_batch
-        )
-        new_indices += len(ids)
-        ids += shard.ids
-        scores, indices = _best(np.hstack([scores, new_scores]), np.hstack([indices, new_indices]), depth, ids)
+        blocks = row_blocks(shard.vectors)
+        for number, block in enumerate(blocks):
+            before = len(queries.ids) * number // len(blocks)
+            for done in best.add(shard.vectors[block], shard.ids[block], batch_size):
+                after = (len(queries.ids) * number + done) // len(blocks)
+                if on_batch is not None:
+                    on_batch(after - before)
+                before = after
         del shard  # before the next is read
-    return make_run(queries.ids, ids, scores, indices)
+    return make_run(queries.ids, best.ids, best.scores, best.indices)
+
+
+def row_blocks(vectors: Floats) -> list[slice]:
+    """Consecutive rows of ``vectors`` [N, D], :data:`BLOCK_BYTES` of float32 at a time."""
+    return _slices(len(vectors), max(1, BLOCK_BYTES // max(1, 4 * vectors.shape[1])))
+
+
+class _BestSoFar:
+    """The best passages of all queries [Q, D] among the blocks of passages that have been added."""
+
+    def __init__(self, queries: Floats, depth: int) -> None:
+        self.queries = np.ascontiguousarray(queries, dtype=np.float32)
+        self.depth = depth
+        self.ids: list[str] = []
+        self.scores = np.empty((len(queries), 0), np.float32)
+        self.indices = np.empty((len(queries), 0), np.int64)
+        """Both [Q, min(depth, passages)], best first; numbers of passages in ``ids``."""
+
+    def add(self, passages: Floats, ids: Sequence[str], batch_size: int) -> Iterator[int]:
+        """Score every query against ``passages`` [M, D]; yields how many queries are done."""
+        passages = np.ascontiguousarray(passages, dtype=np.float32)
+        first, before = len(self.ids), self.scores.shape[1]
+        self.ids += ids
+        self._widen(min(self.depth, len(self.ids)))
+        for batch in _batches(len(self.queries), batch_size):
+            scores, indices = _search_batch(self.queries[batch], passages, self.depth, ids)
+            scores = np.hstack([self.scores[batch, :before], scores])
+            indices = np.hstack([self.indices[batch, :before], indices + first])
+            self.scores[batch], self.indices[batch] = _best(scores, indices, self.depth, self.ids)
+            yield batch.stop
+
+    def _widen(self, width: int) -> None:
+        missing = ((0, 0), (0, width - self.scores.shape[1]))
+        if missing[1][1]:
+            self.scores, self.indices = np.pad(self.scores, missing), np.pad(self.indices, missing)
 
 
 def _check_shard(queries: Representations, shard: Representations, seen: set[str]) -> None:
@@ -110,10 +148,12 @@ def _check_problem(query_reps: Floats, passage_reps: Floats, depth: int) -> None
         raise UserError(f"queries have {query_reps.shape[1]} dimensions, passages {passage_reps.shape[1]}")
 
 
-def _batches(query_reps: Floats, batch_size: int) -> Iterator[Floats]:
-    size = batch_size if batch_size > 0 else len(query_reps)
-    for start in range(0, len(query_reps), size):
-        yield query_reps[start : start + size]
+def _batches(count: int, batch_size: int) -> list[slice]:
+    return _slices(count, batch_size if batch_size > 0 else count)
+
+
+def _slices(count: int, size: int) -> list[slice]:
+    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
 
 def _faiss() -> Any:
@@ -132,7 +172,7 @@ def _search_batch(
     width = min(depth + SPARE_CANDIDATES, len(passage))
     # What IndexFlatIP runs, on the array itself: an index would copy it.
     _, candidates = faiss.knn(query, passage, width, metric=faiss.METRIC_INNER_PRODUCT)
-    scores = np.stack([_score(row, passage[near]) for row, near in zip(query, candidates, strict=True)])
+    scores = np.stack([inner_products(row, passage[near]) for row, near in zip(query, candidates, strict=True)])
     best_scores, best = _best(scores, candidates, depth, passage_ids)
     if width < len(passage):
         # All spare candidates are tied with the last place: who gets it must not be left to faiss's heap.
@@ -141,7 +181,8 @@ def _search_batch(
     return best_scores, best
 
 
-def _score(query: Floats, passage: Floats) -> Floats:
+def inner_products(query: Floats, passage: Floats) -> Floats:
+    """The scores of one query [D] with passages [M, D]: sums in float64, rounded to float32."""
     return (passage.astype(np.float64) @ query.astype(np.float64)).astype(np.float32)
 
 
@@ -150,7 +191,7 @@ def _search_all(
 ) -> tuple[Floats, Indices]:
     """One query [D] against every passage; only those that reach the score ``floor`` are sorted."""
     blocks = [passage[start : start + EXHAUSTIVE_ROWS] for start in range(0, len(passage), EXHAUSTIVE_ROWS)]
-    scores = np.concatenate([_score(query, block) for block in blocks])
+    scores = np.concatenate([inner_products(query, block) for block in blocks])
     near = np.flatnonzero(scores >= floor)
     best_scores, best = _best(scores[None, near], near[None], depth, passage_ids)
     return best_scores[0], best[0]

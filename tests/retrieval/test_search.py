@@ -1,6 +1,7 @@
 """Exact search: against float64 brute force, batched, sharded, with ties."""
 
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from fastdense.errors import UserError
 from fastdense.retrieval import search
 from fastdense.retrieval.rankings import merge_runs
-from fastdense.retrieval.representations import Representations
+from fastdense.retrieval.representations import Representations, read_representations, write_representations
 from fastdense.retrieval.search import SPARE_CANDIDATES, exact_search, search_shards
 
 
@@ -52,11 +53,9 @@ def test_equals_brute_force_in_float64(queries, passages, depth):
 @pytest.mark.parametrize("batch_size", [1, 5, 36, 37, 1000, -1, 0])
 def test_the_batch_size_changes_nothing(queries, passages, batch_size):
     expected = exact_search(queries.vectors, passages.vectors, 20, 128)
-    done = []
-    found = exact_search(queries.vectors, passages.vectors, 20, batch_size, on_batch=done.append)
+    found = exact_search(queries.vectors, passages.vectors, 20, batch_size)
     np.testing.assert_array_equal(found[0], expected[0])
     np.testing.assert_array_equal(found[1], expected[1])
-    assert sum(done) == 37
 
 
 @pytest.mark.parametrize("depth", [1, 3, 10, 150, 1000])
@@ -67,6 +66,48 @@ def test_shards_and_merging_equal_one_search(queries, passages, n_shards, depth)
     assert as_lists(search_shards(queries, iter(shards), depth, 8)) == as_lists(whole)
     separate = [(piece.source, search_shards(queries, [piece], depth, 8)) for piece in shards]
     assert as_lists(merge_runs(separate, depth)) == as_lists(whole)
+
+
+@pytest.mark.parametrize("rows", [1, 13, 350, 699])
+def test_blocks_of_a_shard_change_nothing(queries, passages, monkeypatch, rows):
+    whole = search_shards(queries, [passages], 20)
+    monkeypatch.setattr(search, "BLOCK_BYTES", rows * 4 * 16)
+    done = []
+    assert as_lists(search_shards(queries, shard(passages, 2), 20, 8, done.append)) == as_lists(whole)
+    assert sum(done) == 2 * len(queries.ids)
+    assert min(done) >= 0
+
+
+def test_all_queries_look_at_a_block_before_any_looks_at_the_next(queries, passages, monkeypatch):
+    vectors, seen = random_vectors(700, 1), []
+    original = search._search_batch
+
+    def watched(batch, block, *rest):
+        seen.append((len(batch), int((vectors == block[0]).all(axis=1).argmax())))
+        return original(batch, block, *rest)
+
+    monkeypatch.setattr(search, "BLOCK_BYTES", 300 * 4 * 16)
+    monkeypatch.setattr(search, "_search_batch", watched)
+    search_shards(queries, [Representations(passages.ids, vectors)], 20, 20)
+    assert seen == [(20, 0), (17, 0), (20, 300), (17, 300), (20, 600), (17, 600)]
+
+
+def test_a_mapped_shard_is_never_in_memory_as_a_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(search, "BLOCK_BYTES", 2**20)
+    n, width = 2**14, 512
+    queries = Representations(["q0", "q1"], random_vectors(2, 0, width))
+    vectors = random_vectors(n, 1, width)
+    write_representations(tmp_path / "shard.npy", Representations([str(i) for i in range(n)], vectors))
+    search_shards(queries, [Representations(["a"], vectors[:1])], 1)  # imports faiss
+    tracemalloc.start()
+    try:
+        passages = read_representations(tmp_path / "shard.npy")
+        search_shards(queries, [passages], 10)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert passages.vectors.nbytes == 2**25
+    assert peak < 2**23
 
 
 @pytest.mark.parametrize("step", [1, -1])
