@@ -23,6 +23,7 @@ def contrastive_loss(
     scale: float | Array = 1.0,
     passage_id: Array | None = None,
     weight: Array | None = None,
+    is_passage: Array | None = None,
     label_smoothing: float = 0.0,
     symmetric: bool = False,
     reduction: str = "mean",
@@ -48,6 +49,7 @@ def contrastive_loss(
             of that query's row. Only equality counts; a NumPy array of 64-bit ids keeps all its bits.
         weight: [N] numbers >= 0, floating point, not differentiated: what each row counts. "mean" divides by their
             sum; where that is zero (and where N is zero), loss and gradients are zero.
+        is_passage: [M] bool. A column that is False is padding and takes part in no row; no target may be one.
         label_smoothing: in [0, 1), spread evenly over the columns that take part in the row; a Python number.
         symmetric: the mean of this loss and the one in the other direction.
         reduction: "mean" or "sum" over rows.
@@ -64,7 +66,7 @@ def contrastive_loss(
         TypeError, ValueError: naming the argument, what was expected and what was given.
     """
     rules.check_options(label_smoothing, reduction, chunk_bytes)
-    problem = make_problem(query, passage, target, scale, passage_id, weight, reduction)
+    problem = make_problem(query, passage, target, scale, passage_id, weight, is_passage, reduction)
     settings = _settings(problem, implementation, device, label_smoothing, chunk_bytes)
     loss = _loss(settings, problem)
     if symmetric:
@@ -80,6 +82,7 @@ def contrastive_loss_and_grad(
     scale: float | Array = 1.0,
     passage_id: Array | None = None,
     weight: Array | None = None,
+    is_passage: Array | None = None,
     label_smoothing: float = 0.0,
     symmetric: bool = False,
     reduction: str = "mean",
@@ -96,7 +99,7 @@ def contrastive_loss_and_grad(
         from query to passage, also if ``symmetric``. A target that ties with another column does not count as correct.
     """
     rules.check_options(label_smoothing, reduction, chunk_bytes)
-    problem = make_problem(query, passage, target, scale, passage_id, weight, reduction)
+    problem = make_problem(query, passage, target, scale, passage_id, weight, is_passage, reduction)
     settings = _settings(problem, implementation, device, label_smoothing, chunk_bytes)
     result = _run(settings, problem, gradients=True)
     if symmetric:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from fastdense.jax.loss_problem import NOTHING, ContrastiveResult, Problem, Rows, Settings, row_terms
+from fastdense.jax.loss_problem import NO_PASSAGE, NOTHING, ContrastiveResult, Problem, Rows, Settings, row_terms
 
 BYTES_PER_SCORE = 16  # of a chunk's scores, exponentials and gradient that are alive at once
 
@@ -63,7 +63,9 @@ def _chunk(
     passage, scale, column_id = problem.passage, problem.scale, problem.passage_id
     score = _product(query, passage, ((1,), (1,)))
     is_target = lax.broadcasted_iota(jnp.int32, score.shape, 1) == target[:, None]
-    negative = ~is_target if column_id is None else ~is_target & (column_id != target_id[:, None])
+    negative = ~is_target
+    if column_id is not None:
+        negative &= (column_id != target_id[:, None]) & (column_id != NO_PASSAGE)
 
     target_score = jnp.where(is_target, score, 0.0).sum(1)
     top = jnp.where(negative, score, NOTHING).max(1)

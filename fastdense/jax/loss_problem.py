@@ -13,6 +13,7 @@ from fastdense.loss import rules
 Array = jax.Array | np.ndarray
 FLOATING = ("float32", "bfloat16", "float16")
 NOTHING = -1e30  # the highest score of a row without negatives
+NO_PASSAGE = -(2**31)  # the passage_id of a column that takes part in no row
 
 
 class Problem(NamedTuple):
@@ -27,7 +28,7 @@ class Problem(NamedTuple):
     target: Any
     """int32 [N]; one that is out of range has a row weight of nan"""
     passage_id: Any
-    """int32 [M], or None"""
+    """int32 [M], or None; NO_PASSAGE where a column is padding"""
     row_weight: Any
     """float32 [N]: what the loss of each row is multiplied by"""
 
@@ -129,6 +130,7 @@ def make_problem(
     scale: float | Array,
     passage_id: Array | None,
     weight: Array | None,
+    is_passage: Array | None,
     reduction: str,
 ) -> Problem:
     """Check the arrays and fill in the defaults.
@@ -150,13 +152,15 @@ def make_problem(
         _check_integer("passage_id", passage_id)
     if weight is not None:
         _check_weight(weight, rows)
+    if is_passage is not None:
+        _check_vector("is_passage", is_passage, columns, "a passage")
     in_range = jnp.asarray((target >= 0) & (target < columns))
     return Problem(
         query=jnp.asarray(query),
         passage=jnp.asarray(passage),
         scale=_scale_array(scale),
         target=jnp.asarray(target).astype(jnp.int32),
-        passage_id=None if passage_id is None else _short_ids(passage_id),
+        passage_id=_column_ids(passage_id, is_passage, columns),
         row_weight=jnp.where(in_range, _row_weight(weight, rows, reduction), jnp.nan),
     )
 
@@ -170,6 +174,14 @@ def _row_weight(weight: Array | None, rows: int, reduction: str) -> jax.Array:
         return weight
     total = weight.sum()
     return jnp.where(total > 0, weight / total, 0.0)
+
+
+def _column_ids(passage_id: Array | None, is_passage: Array | None, columns: int) -> jax.Array | None:
+    """int32 [M], of padding too; None where no column is left out of any row."""
+    ids = None if passage_id is None else _short_ids(passage_id)
+    if is_passage is None:
+        return ids
+    return jnp.where(is_passage, jnp.arange(columns, dtype=jnp.int32) if ids is None else ids, NO_PASSAGE)
 
 
 def _short_ids(passage_id: Array) -> jax.Array:

@@ -66,10 +66,9 @@ class GradientStep:
     def __init__(self, encoder: JaxRetriever, settings: StepSettings, mesh: Mesh, seed: int) -> None:
         self._settings = settings
         self._sides: tuple[Encode, Encode] = (_side(encoder, "query"), _side(encoder, "passage"))
-        platform = mesh.devices.flat[0].platform
-        self._implementation = "pallas" if platform == "tpu" else "xla"
+        self._device = mesh.devices.flat[0]
         # On a TPU the other generator would take a noticeable part of the step for dropout alone.
-        self._key_kind = "rbg" if platform == "tpu" else "threefry2x32"
+        self._key_kind = "rbg" if self._device.platform == "tpu" else "threefry2x32"
         self._seed = seed
         on_devices = jax.shard_map(
             self._on_a_device,
@@ -140,8 +139,9 @@ class GradientStep:
             passage_id=passage_id,
             weight=weight * share,
             label_smoothing=self._settings.label_smoothing,
+            is_passage=lax.all_gather(batch.is_passage, AXIS, tiled=True),
             reduction="sum",
-            implementation=self._implementation,
+            device=self._device,
         )
         passage_grad = lax.psum_scatter(result.passage_grad, AXIS, tiled=True)
         return result.loss, result.correct, (result.query_grad, passage_grad)
