@@ -6,13 +6,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fastdense.jax import loss_chunks
+from fastdense.jax import loss_chunks, pallas
 from fastdense.jax.loss_problem import Array, ContrastiveResult, Problem, Settings, make_problem
 from fastdense.loss import rules
 
 __all__ = ["ContrastiveResult", "contrastive_loss", "contrastive_loss_and_grad", "pick"]
 
-IMPLEMENTATIONS = ("xla",)
+IMPLEMENTATIONS = {"xla": loss_chunks, "pallas": pallas}
 
 
 def contrastive_loss(
@@ -108,26 +108,29 @@ def contrastive_loss_and_grad(
     return result
 
 
-def pick(platform: str, device_kind: str, width: int) -> str:
-    """The implementation that "auto" means.
+def pick(device: jax.Device, width: int, dtype: Any) -> str:
+    """The implementation that "auto" means on a device: "pallas" on a TPU wherever its blocks fit, else "xla".
 
     Args:
-        platform: "cpu", "gpu", "tpu" ..., of the devices that will run it (``device.platform``).
-        device_kind: what they call themselves (``device.device_kind``), such as "TPU v4".
+        device: one of those that will run it.
         width: D.
+        dtype: of query and passage.
     """
-    return "xla"
+    return "xla" if pallas.unavailable(device.platform, width, dtype) else "pallas"
 
 
 def _settings(
     problem: Problem, implementation: str, device: jax.Device | None, label_smoothing: float, chunk_bytes: int | None
 ) -> Settings:
     device = device or jax.devices()[0]
+    width, dtype = problem.query.shape[1], problem.query.dtype
     if implementation == "auto":
-        implementation = pick(device.platform, device.device_kind, problem.query.shape[1])
+        implementation = pick(device, width, dtype)
     elif implementation not in IMPLEMENTATIONS:
         names = ", ".join(repr(name) for name in ("auto", *IMPLEMENTATIONS))
         raise ValueError(f"implementation must be one of {names}, got {implementation!r}")
+    elif implementation == "pallas" and (reason := pallas.unavailable(device.platform, width, dtype)):
+        raise ValueError(f"implementation 'pallas' cannot run here: {reason}")
     return Settings(
         implementation=implementation,
         label_smoothing=float(label_smoothing),
@@ -139,7 +142,7 @@ def _settings(
 def _run(settings: Settings, problem: Problem, gradients: bool) -> ContrastiveResult:
     if problem.query.shape[0] == 0:
         return _result_without_queries(problem)
-    return loss_chunks.contrastive(settings, problem, gradients)
+    return IMPLEMENTATIONS[settings.implementation].contrastive(settings, problem, gradients)
 
 
 def _result_without_queries(problem: Problem) -> ContrastiveResult:
