@@ -110,12 +110,11 @@ def test_a_target_out_of_range_gives_nan(draw):
 @in_interpreter
 @pytest.mark.parametrize("scale", [1.0, 20.0, 50.0, 100.0])
 @pytest.mark.parametrize("kind", ["random", "trained", "raw"])
-def test_bfloat16_errs_about_as_much_as_rounding_the_inputs_does(oracle, draw, relative_error, kind, scale):
-    """Twice that, or where softmax is one or zero, which no rounding of inputs changes, half a unit of each factor."""
+def test_bfloat16_errs_no_more_than_twice_what_rounding_the_inputs_does(oracle, draw, relative_error, kind, scale):
     query, passage = draw(kind, 40, 120, 64)
     rounded = query.bfloat16(), passage.bfloat16()
     unrounded, exact = oracle(query, passage, scale=scale), oracle(*rounded, scale=scale)
     result = contrastive_loss_and_grad(*rounded, scale=scale, implementation="triton")
     for name in exact._fields:
         of_inputs = relative_error(getattr(exact, name), getattr(unrounded, name))
-        assert relative_error(getattr(result, name), getattr(exact, name)) <= max(2 * of_inputs, 2**-9), name
+        assert relative_error(getattr(result, name), getattr(exact, name)) <= 2 * of_inputs + 1e-7, name

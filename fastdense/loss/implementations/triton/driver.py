@@ -31,10 +31,23 @@ class Shared:
     row_weight: Tensor
     largest_weight: Tensor
     label_smoothing: float
+    columns: "ColumnTotals | None"
+    """Only for label smoothing."""
     longest_passage: Tensor
     """max |p|"""
     lift: Tensor
     """What queries are multiplied by in the product for the passages: float16 would lose small ones."""
+
+
+class ColumnTotals(NamedTuple):
+    """Sums of passages, float32: a sum of scores is a product with one of them."""
+
+    all: Tensor
+    """[D]"""
+    of_label: Tensor | None
+    """[M, D]: of those with the label 0, 1, ..."""
+    count_of_label: Tensor | None
+    """[M]"""
 
 
 class Rows(NamedTuple):
@@ -92,7 +105,7 @@ def chunk_rows(rows: int, columns: int, width: int, dtype: torch.dtype, chunk_by
 
     The budget is for everything that grows with the chunk.
     """
-    partial_results = 8 * 4 * (columns // launch.AMPERE.columns + 1)
+    partial_results = 6 * 4 * (columns // launch.AMPERE.columns + 1)
     of_width = width * (3 * 4 + dtype.itemsize)  # targets' passages, a product, its correction; scaled queries
     fit = max(1, chunk_bytes // (columns * dtype.itemsize + partial_results + of_width))
     even = -(-rows // -(-rows // fit))
@@ -110,6 +123,7 @@ def _shared(
     label_smoothing: float,
 ) -> Shared:
     in_range = (target >= 0) & (target < passage.shape[0])
+    label = None if passage_id is None else _labels(passage_id)
     aligned_query = launch.aligned(query)
     lift = torch.ones_like(scale)
     if query.dtype == torch.float16:
@@ -123,10 +137,11 @@ def _shared(
         target=torch.where(in_range, target, 0).contiguous(),
         in_range=in_range,
         scale=scale,
-        label=None if passage_id is None else _labels(passage_id),
+        label=label,
         row_weight=row_weight,
         largest_weight=row_weight.amax().clamp_min(torch.finfo(torch.float32).tiny),
         label_smoothing=label_smoothing,
+        columns=_column_totals(passage, label) if label_smoothing > 0 else None,
         longest_passage=torch.linalg.vector_norm(passage, dim=1, dtype=torch.float32).amax(),
         lift=lift,
     )
@@ -137,6 +152,31 @@ def _labels(identity: Tensor) -> Tensor:
     identity, order = identity.sort(stable=True)
     new = F.pad(identity[1:] != identity[:-1], (1, 0))
     return torch.empty_like(order, dtype=torch.int32).scatter_(0, order, new.cumsum(0).int())
+
+
+def _column_totals(passage: Tensor, label: Tensor | None) -> ColumnTotals:
+    total = passage.sum(0, dtype=torch.float32)
+    if label is None:
+        return ColumnTotals(total, None, None)
+    of_label = torch.zeros(passage.shape, dtype=torch.float32, device=passage.device)
+    count_of_label = torch.zeros_like(label, dtype=torch.float32)
+    add_rows_(of_label, label.long(), passage.float())
+    add_rows_(count_of_label, label.long(), torch.ones_like(count_of_label))
+    return ColumnTotals(total, of_label, count_of_label)
+
+
+def _excess(shared: Shared, rows: slice, of_target: Tensor) -> tuple[Tensor, Tensor]:
+    """For label smoothing, [rows]: the sum of the others' (score - target_score), and how many others take part."""
+    columns, query = shared.columns, shared.query[rows].float()
+    assert columns is not None
+    others = torch.full_like(query[:, 0], shared.passage.shape[0] - 1)
+    left_out = of_target
+    if shared.label is not None and columns.of_label is not None and columns.count_of_label is not None:
+        label = shared.label[shared.target[rows]]
+        left_out = columns.of_label[label]
+        others = shared.passage.shape[0] - columns.count_of_label[label]
+    total = columns.all - left_out - others.unsqueeze(1) * of_target
+    return torch.linalg.vecdot(query, total) * shared.scale, others
 
 
 def _run_chunk(shared: Shared, rows: slice, result: ContrastiveResult, query_grad: bool, passage_grad: bool) -> Rows:
@@ -151,11 +191,11 @@ def _run_chunk(shared: Shared, rows: slice, result: ContrastiveResult, query_gra
         target.int(),
         shared.label,
         shared.scale,
-        shared.label_smoothing > 0,
     )
     scored = launch.exponentials(chunk, guess)
     scored = scored._replace(target_score=scored.target_score.where(shared.in_range[rows], torch.nan))
-    done = _finish(scored, shared.label_smoothing, chunk)
+    of_smoothing = None if shared.columns is None else _excess(shared, rows, of_target)
+    done = _finish(scored, chunk, shared.label_smoothing, of_smoothing)
     if query_grad:
         outer = (shared.row_weight[rows] * shared.scale).unsqueeze(1)
         gradient = _product(scored.stored, shared.passage).mul_(done.factor.unsqueeze(1) * outer)
@@ -168,7 +208,9 @@ def _run_chunk(shared: Shared, rows: slice, result: ContrastiveResult, query_gra
     return done
 
 
-def _finish(scored: launch.Exponentials, smoothing: float, chunk: launch.Chunk) -> Rows:
+def _finish(
+    scored: launch.Exponentials, chunk: launch.Chunk, smoothing: float, of_smoothing: tuple[Tensor, Tensor] | None
+) -> Rows:
     """Losses and by-products, and how to get the gradient from what is stored, which smoothing changes."""
     # The odds of the others against the target, by their logarithm: neither sum needs to be in range of the other.
     log_odds = torch.log(scored.total) + (scored.offset - scored.target_score)
@@ -180,9 +222,10 @@ def _finish(scored: launch.Exponentials, smoothing: float, chunk: launch.Chunk) 
     log_normalizer = scored.target_score + loss
     scale_grad = (share * scored.moment / scored.total).masked_fill(scored.total == 0, 0.0)
     pull = share
-    if scored.excess is not None and scored.others is not None:
-        smoothed = smoothing / (scored.others + 1)
-        wanted = smoothed * scored.excess
+    if of_smoothing is not None:
+        excess, others = of_smoothing
+        smoothed = smoothing / (others + 1)
+        wanted = smoothed * excess
         loss, scale_grad = loss - wanted, scale_grad - wanted
         pull = share - smoothing + smoothed
         launch.subtract_smoothing(scored.stored, chunk, factor * PEAK, smoothed * PEAK)

@@ -62,6 +62,15 @@ def _stored_tile(
 
 
 @triton.jit
+def _rounded(value, dtype: tl.constexpr, INTERPRET: tl.constexpr):
+    """To the nearest, as on a GPU."""
+    if INTERPRET and dtype == tl.bfloat16:  # its conversion only cuts digits off
+        bits = value.to(tl.int32, bitcast=True)
+        value = (bits + 0x7FFF + ((bits >> 16) & 1)).to(tl.float32, bitcast=True)
+    return value.to(dtype)
+
+
+@triton.jit
 def _halves(tile, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     return tl.split(tl.permute(tl.reshape(tile, (ROWS, 2, COLUMNS // 2)), (0, 2, 1)))
 
@@ -142,7 +151,7 @@ def row_maxima_and_sums(
 @triton.jit
 def _exponentials_of_slice(
     dot, scale, offset, reference, first_row, first_column, rows, columns, target, target_label, label,
-    out, stride, target_score, largest, total, stored, moment, excess, count, SMOOTHING: tl.constexpr,
+    out, stride, target_score, largest, total, stored, moment, INTERPRET: tl.constexpr,
 ):  # fmt: skip
     """Store the exponentials of a slice, and take it into the rows' sums."""
     row = first_row + tl.arange(0, dot.shape[0])
@@ -156,22 +165,19 @@ def _exponentials_of_slice(
     exponential = tl.exp(tl.where(others, score - offset[:, None], -float("inf")))
     from_reference = score - reference[:, None]
     at = out + row.to(tl.int64)[:, None] * stride + column[None, :]
-    rounded = exponential.to(out.dtype.element_ty)
+    rounded = _rounded(exponential, out.dtype.element_ty, INTERPRET)
     tl.store(at, rounded, mask=(row < rows)[:, None] & (column < columns)[None, :])
     total += tl.sum(exponential, 1)
     stored += tl.sum(rounded.to(tl.float32), 1)
     moment += tl.sum(exponential * from_reference, 1)
     largest = tl.maximum(largest, tl.max(tl.where(others, score, -float("inf")), 1))
-    if SMOOTHING:
-        excess += tl.sum(tl.where(others, from_reference, 0.0), 1)
-        count += tl.sum(others.to(tl.float32), 1)
-    return largest, total, stored, moment, excess, count
+    return largest, total, stored, moment
 
 
 @triton.jit(do_not_specialize=_VARYING)
 def exponentials(
     query, query_stride, passage, passage_stride, scores, stride, target, label, scale, offset, reference, out,
-    target_score, maxima, sums, stored_sums, moments, excesses, counts, rows, columns, width,
+    target_score, maxima, sums, stored_sums, moments, rows, columns, width,
     BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, BLOCK_WIDTH: tl.constexpr, GROUP: tl.constexpr,
     DESCRIPTORS: tl.constexpr, INTERPRET: tl.constexpr,
 ):  # fmt: skip
@@ -182,14 +188,12 @@ def exponentials(
     the label of a row's target take no part in the row.
 
     For each block of columns also, [blocks, rows]: the largest score, the sum of the exponentials, that of what ``out``
-    holds of them, that of the exponentials times (score - reference), and, where ``excesses`` is given, the sum of
-    (score - reference) and the number of other columns. ``target_score`` gets the score of the target from this same
-    product, so that it compares with equal columns as equal.
+    holds of them, and that of the exponentials times (score - reference). ``target_score`` gets the score of the target
+    from this same product, so that it compares with equal columns as equal.
     """
     column_blocks = tl.cdiv(columns, BLOCK_COLUMNS)
     row_blocks = tl.cdiv(rows, BLOCK_ROWS)
     factor = tl.load(scale)
-    SMOOTHING: tl.constexpr = excesses is not None
     QUARTER: tl.constexpr = BLOCK_COLUMNS // 4
     for index in tl.range(tl.program_id(0), row_blocks * column_blocks, tl.num_programs(0)):
         row_block, column_block = _tile_at(index, row_blocks, column_blocks, GROUP)
@@ -210,31 +214,29 @@ def exponentials(
         target_label = _label_of(row_target, label)
         largest = tl.full([BLOCK_ROWS], -float("inf"), tl.float32)
         total = tl.zeros([BLOCK_ROWS], tl.float32)
-        stored, moment, excess, count = total, total, total, total
+        stored, moment = total, total
         left, right = _halves(dot, BLOCK_ROWS, BLOCK_COLUMNS)
         first, second = _halves(left, BLOCK_ROWS, BLOCK_COLUMNS // 2)
         third, fourth = _halves(right, BLOCK_ROWS, BLOCK_COLUMNS // 2)
         quarters = (first, second, third, fourth)
         for i in tl.static_range(4):
-            largest, total, stored, moment, excess, count = _exponentials_of_slice(
+            largest, total, stored, moment = _exponentials_of_slice(
                 quarters[i], factor, row_offset, row_reference, first_row, first_column + i * QUARTER, rows, columns,
                 row_target, target_label, label, out, stride, target_score,
-                largest, total, stored, moment, excess, count, SMOOTHING,
+                largest, total, stored, moment, INTERPRET,
             )  # fmt: skip
         partial = column_block.to(tl.int64) * rows + row
         tl.store(maxima + partial, largest, mask=in_rows)
         tl.store(sums + partial, total, mask=in_rows)
         tl.store(stored_sums + partial, stored, mask=in_rows)
         tl.store(moments + partial, moment, mask=in_rows)
-        if SMOOTHING:
-            tl.store(excesses + partial, excess, mask=in_rows)
-            tl.store(counts + partial, count, mask=in_rows)
 
 
 @triton.jit(do_not_specialize=_VARYING)
 def subtract_smoothing(
-    out, stride, target, label, gain, share, rows, columns, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr
-):
+    out, stride, target, label, gain, share, rows, columns,
+    BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, INTERPRET: tl.constexpr,
+):  # fmt: skip
     """``out`` becomes out * gain - share (a value for each row) in each row's other columns, and stays 0 elsewhere."""
     column_blocks = tl.cdiv(columns, BLOCK_COLUMNS)
     row = tl.program_id(0) // column_blocks * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
@@ -246,4 +248,4 @@ def subtract_smoothing(
     row_gain = tl.load(gain + row, mask=in_rows, other=0.0)
     row_share = tl.load(share + row, mask=in_rows, other=0.0)
     value = tl.load(at, mask=others, other=0.0).to(tl.float32) * row_gain[:, None] - row_share[:, None]
-    tl.store(at, value.to(out.dtype.element_ty), mask=others)
+    tl.store(at, _rounded(value, out.dtype.element_ty, INTERPRET), mask=others)

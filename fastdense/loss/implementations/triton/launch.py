@@ -54,7 +54,6 @@ class Chunk(NamedTuple):
     label: Tensor | None
     """[M], int32: columns with the label of a row's target are left out of the row."""
     scale: Tensor
-    smoothing: bool
 
 
 class Exponentials(NamedTuple):
@@ -72,10 +71,6 @@ class Exponentials(NamedTuple):
     """Sum of what is stored, which is rounded."""
     moment: Tensor
     """Sum of the others' exponentials times (score - target_score)."""
-    excess: Tensor | None
-    """Sum of the others' (score - target_score); this and ``others`` only for label smoothing."""
-    others: Tensor | None
-    """How many others take part."""
 
 
 def aligned(tensor: Tensor) -> Tensor:
@@ -108,7 +103,7 @@ def subtract_smoothing(stored: Tensor, chunk: Chunk, gain: Tensor, share: Tensor
     block_rows, block_columns = (32, 32) if kernels.INTERPRETED else (16, 256)
     kernels.subtract_smoothing[(-(-rows // block_rows) * -(-columns // block_columns),)](
         stored, stored.stride(0), chunk.target, chunk.label, gain, share, rows, columns, block_rows, block_columns,
-        enable_fp_fusion=True,
+        kernels.INTERPRETED, enable_fp_fusion=True,
     )  # fmt: skip
 
 
@@ -124,23 +119,18 @@ def _offset(chunk: Chunk, guess: RowOffsets, stored: Tensor, tiles: Tiles) -> Te
 
 def _exponentiate(chunk: Chunk, reference: Tensor, offset: Tensor, stored: Tensor, tiles: Tiles) -> Exponentials:
     rows, columns = stored.shape
-    kinds = 6 if chunk.smoothing else 4
-    partials = stored.new_empty(kinds, -(-columns // tiles.columns), rows, dtype=torch.float32)
-    maxima, sums, stored_sums, moments, *of_smoothing = partials.unbind()
+    partials = stored.new_empty(4, -(-columns // tiles.columns), rows, dtype=torch.float32)
+    maxima, sums, stored_sums, moments = partials.unbind()
     target_score = torch.empty_like(offset)
     kernels.exponentials[_grid(rows, columns, tiles, stored.device)](
         *_operands(chunk, stored, tiles), chunk.target, chunk.label, chunk.scale, offset, reference, stored,
-        target_score, maxima, sums, stored_sums, moments, *(of_smoothing or (None, None)),
+        target_score, maxima, sums, stored_sums, moments,
         rows, columns, chunk.query.shape[1], **_options(tiles),
     )  # fmt: skip
     total = sums.sum(0)
-    moved = reference - target_score  # the sums are relative to a target score that was rounded otherwise
-    moment = moments.sum(0) + moved * total
-    excess, others = None, None
-    if of_smoothing:
-        others = of_smoothing[1].sum(0)
-        excess = of_smoothing[0].sum(0) + moved * others
-    return Exponentials(stored, offset, target_score, maxima.amax(0), total, stored_sums.sum(0), moment, excess, others)
+    # The sums are relative to a target score that was rounded otherwise.
+    moment = moments.sum(0) + (reference - target_score) * total
+    return Exponentials(stored, offset, target_score, maxima.amax(0), total, stored_sums.sum(0), moment)
 
 
 def _operands(chunk: Chunk, stored: Tensor, tiles: Tiles) -> tuple[Any, ...]:
@@ -207,7 +197,7 @@ def _tiles(chunk: Chunk, guess: RowOffsets, stored: Tensor) -> Tiles:
     if chunk.query.dtype == torch.float32:
         return INTERPRETER if kernels.INTERPRETED else STORED
     tiles = default_tiles(stored.device)
-    key = (stored.device, chunk.query.dtype, chunk.query.shape[1], chunk.label is None, chunk.smoothing)
+    key = (stored.device, chunk.query.dtype, chunk.query.shape[1], chunk.label is None)
     tunable = stored.is_cuda and stored.numel() >= WORTH_TUNING
     if tunable and key not in _tuned and not torch.cuda.is_current_stream_capturing():
         _tuned[key] = min(
