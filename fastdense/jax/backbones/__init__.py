@@ -1,0 +1,1 @@
+"""Flax encoders whose parameters have the names and shapes of the Hugging Face checkpoints they come from."""
