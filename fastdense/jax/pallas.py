@@ -15,12 +15,12 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from fastdense.jax.loss_problem import NOTHING, ContrastiveResult, Problem, Rows, Settings, row_terms
+from fastdense.jax.loss_problem import NO_PASSAGE, NOTHING, ContrastiveResult, Problem, Rows, Settings, row_terms
 
 INTERPRET: Any = False
 """True or ``pltpu.InterpretParams(...)`` runs the kernels without a TPU. For tests; read while tracing."""
 
-VMEM_BYTES = 12 * 2**20  # of the 16 MiB that a TPU v3 has; later ones have as much or more
+VMEM_BYTES = 16 * 2**20  # what compilers allow a kernel, and all that a TPU v3 has
 BLOCKS = ((512, 256), (256, 256), (256, 128), (128, 128))  # rows that stay, rows that stream past them; best first
 ROW_BYTES = 8 * 2 * 128 * 4  # eight numbers a row, each in a line of 128, and all of them twice
 WITHOUT_BFLOAT16 = ("TPU v2", "TPU v3")  # Mosaic takes no bfloat16 factors there
@@ -38,8 +38,9 @@ def unavailable(platform: str, width: int, dtype: Any) -> str | None:
 def blocks(width: int, dtype: Any) -> tuple[int, int] | None:
     """How many rows stay in VMEM and how many stream past them at a time; None if even the fewest do not fit."""
     width = _round_up(width, 128)
-    # Two buffers of each factor; and its parts for exact products, or a copy in float32 for WITHOUT_BFLOAT16.
-    factor_bytes = 2 * 2 + 4 if dtype == jnp.bfloat16 else 2 * 4 + 6
+    # A bound for what the compilers for v3 and v5e reported: two buffers of each factor and of the sums, the factors'
+    # parts for exact float32 products or their copies in float32, and the scores.
+    factor_bytes = 12 if jnp.dtype(dtype) == jnp.bfloat16 else 14
     for stay, stream in BLOCKS:
         sums, scores = 2 * 4 * stay * width, 4 * 4 * stay * stream
         if (stay + stream) * width * factor_bytes + sums + scores + stay * ROW_BYTES <= VMEM_BYTES:
@@ -52,7 +53,7 @@ def contrastive(settings: Settings, problem: Problem, gradients: bool) -> Contra
     if problem.query.dtype == jnp.float16:  # TPUs have no such products
         problem = problem._replace(query=_float32(problem.query), passage=_float32(problem.passage))
     kernels = _Kernels(problem, widen=settings.device_kind in WITHOUT_BFLOAT16)
-    rows, rounded_total, passage_sum = kernels.over_passages(gradients)
+    rows, rounded_total, *passage_sum = kernels.over_passages(gradients)
     scale, weight = problem.scale, problem.row_weight
     terms = row_terms(rows, scale)
     loss, scale_grad = terms.loss, terms.scale_grad
@@ -61,7 +62,7 @@ def contrastive(settings: Settings, problem: Problem, gradients: bool) -> Contra
         coefficient = terms.factor * weight
         of_query, of_target = _float32(problem.query), _float32(problem.passage[problem.target])
         # The sum of exponentials as they were rounded for the product: what the passages share then cancels.
-        query_grad = coefficient[:, None] * (passage_sum - rounded_total[:, None] * of_target)
+        query_grad = coefficient[:, None] * (passage_sum[0] - rounded_total[:, None] * of_target)
         passage_grad = kernels.over_queries(rows.top, coefficient)
         passage_grad = passage_grad.at[problem.target].add(-(coefficient * rows.total)[:, None] * of_query)
     if settings.label_smoothing > 0:
@@ -93,17 +94,19 @@ def _smoothing(amount: float, problem: Problem) -> _Smoothing:
     target's id, are enough: nothing here is [N, M]."""
     query, passage, target = _float32(problem.query), _float32(problem.passage), problem.target
     columns = passage.shape[0]
-    group = lax.iota(jnp.int32, columns)
+    group, takes_part = lax.iota(jnp.int32, columns), jnp.ones((columns, 1), jnp.float32)
     if problem.passage_id is not None:
         group = jnp.searchsorted(jnp.sort(problem.passage_id), problem.passage_id).astype(jnp.int32)
+        takes_part = _float32(problem.passage_id != NO_PASSAGE)[:, None]
+        passage = passage * takes_part
     own = group[target]
     alike = jax.ops.segment_sum(jnp.ones(columns, jnp.float32), group, columns)[own]
-    negatives = columns - alike
+    negatives = takes_part.sum() - alike
     share = amount / (1 + negatives)
     of_negatives = passage.sum(0) - jax.ops.segment_sum(passage, group, columns)[own]
     difference = share[:, None] * (of_negatives - negatives[:, None] * passage[target])
     shared = (share * problem.row_weight)[:, None] * query
-    passage_grad = jax.ops.segment_sum(shared, own, columns)[group] - shared.sum(0)
+    passage_grad = jax.ops.segment_sum(shared, own, columns)[group] - takes_part * shared.sum(0)
     return _Smoothing(
         spread=(query * difference).sum(1),
         query_grad=-problem.row_weight[:, None] * difference,
@@ -123,14 +126,14 @@ class _Kernels:
         passage_id = problem.passage_id
         self._target_id = None if passage_id is None else passage_id[problem.target]
 
-    def over_passages(self, gradients: bool) -> tuple[Rows, jax.Array, jax.Array | None]:
-        """Sums of each row, [N]; the sum of its exponentials as factors; the sum of e * passage, [N, D]."""
+    def over_passages(self, gradients: bool) -> tuple[Any, ...]:
+        """Sums of each row, [N]; the sum of its e as factors, [N]; with ``gradients`` the sum of e * passage, [N, D]."""
         rows, width = self._problem.query.shape
         layout = _Layout(rows, len(self._problem.passage), self._stay, self._stream, query_axis=0)
         shapes = [(layout.rows, 1)] * 5 + [(layout.rows, width)] * gradients
         results = self._call(_passages_kernel, layout, {}, [layout.query_block(shape) for shape in shapes], shapes)
         numbers = [result[:rows, 0] for result in results[:5]]
-        return Rows(*numbers[:4]), numbers[4], results[5][:rows] if gradients else None
+        return Rows(*numbers[:4]), numbers[4], *(result[:rows] for result in results[5:])
 
     def over_queries(self, top: jax.Array, coefficient: jax.Array) -> jax.Array:
         """[M, D]: the sum of coefficient * e * query."""
@@ -250,7 +253,8 @@ def _scores(inputs: dict[str, Any], column_step: Any, columns: int, widen: bool)
     is_target = column == inputs["target"][...]
     negative = ~is_target & (column < columns)
     if "passage_id" in inputs:
-        negative = negative & (inputs["passage_id"][...] != inputs["target_id"][...])
+        passage_id = inputs["passage_id"][...]
+        negative = negative & (passage_id != inputs["target_id"][...]) & (passage_id != NO_PASSAGE)
     return score, is_target, negative
 
 
