@@ -50,8 +50,15 @@ class ContrastiveResult(NamedTuple):
 def call(
     implementation: str, problem: Problem, query_grad: bool, passage_grad: bool, hardest: int = 0
 ) -> ContrastiveResult:
-    """Run an implementation's operator; a gradient that is not asked for comes back without elements."""
-    return ContrastiveResult(*_operator(implementation)(*_arguments(problem, query_grad, passage_grad, hardest)))
+    """Run an implementation's operator; a gradient that is not asked for comes back without elements.
+
+    The operator has a backward; where it is of no use, it is passed over, which small problems notice.
+    """
+    operator, arguments = _operator(implementation), _arguments(problem, query_grad, passage_grad, hardest)
+    if torch.compiler.is_compiling() or torch.is_grad_enabled():
+        return ContrastiveResult(*operator(*arguments))
+    with torch._C._AutoDispatchBelowAutograd():
+        return ContrastiveResult(*operator(*arguments))
 
 
 def differentiable_loss(implementation: str, problem: Problem, query_grad: bool, passage_grad: bool) -> Tensor:
@@ -60,9 +67,10 @@ def differentiable_loss(implementation: str, problem: Problem, query_grad: bool,
     Outside torch.compile a function of autograd does what the operator's own registration would, in half the time:
     small problems notice.
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or not (query_grad or passage_grad or problem.scale.requires_grad):
         return call(implementation, problem, query_grad, passage_grad).loss
-    loss: Tensor = _EagerLoss.apply(*_arguments(problem, query_grad, passage_grad, 0), _operator(implementation))
+    arguments = _arguments(problem, query_grad, passage_grad, 0)
+    loss: Tensor = _EagerLoss.apply(problem.query, problem.passage, problem.scale, _operator(implementation), arguments)
     return loss
 
 
@@ -91,16 +99,23 @@ def _arguments(problem: Problem, query_grad: bool, passage_grad: bool, hardest: 
 
 class _EagerLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> Tensor:
-        *arguments, operator = inputs
-        loss, query_grad, passage_grad, scale_grad, *_ = operator(*arguments)
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        query: Tensor,
+        passage: Tensor,
+        scale: Tensor,
+        operator: Callable[..., tuple[Tensor, ...]],
+        arguments: tuple[Any, ...],
+    ) -> Tensor:
+        with torch._C._AutoDispatchBelowAutograd():
+            loss, query_grad, passage_grad, scale_grad, *_ = operator(*arguments)
         ctx.save_for_backward(query_grad, passage_grad, scale_grad)
-        ctx.dtype = inputs[0].dtype
+        ctx.dtype = query.dtype
         return loss
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return (*_backward(ctx, *grads), None)
+    def backward(ctx: Any, loss_grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        return (*_gradients(ctx, loss_grad, ctx.needs_input_grad[:3]), None, None)
 
 
 def define(library: torch.library.Library, implementation: str, kernel: Callable[..., tuple[Tensor, ...]]) -> None:
@@ -162,21 +177,25 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 
 def _backward(ctx: Any, loss_grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    wanted = ctx.needs_input_grad
+    query_grad, passage_grad, scale_grad = _gradients(ctx, loss_grad, (wanted[0], wanted[1], wanted[3]))
+    return query_grad, passage_grad, None, scale_grad, *(None,) * (len(wanted) - 4)
+
+
+def _gradients(ctx: Any, loss_grad: Tensor, wanted: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
+    """Of query, passage and scale."""
     if torch.is_grad_enabled():
         raise RuntimeError(
             "contrastive_loss computes its gradient in the forward pass and cannot be differentiated twice: "
             "call backward without create_graph=True"
         )
-    query_grad, passage_grad, scale_grad = ctx.saved_tensors
-    query_wanted, passage_wanted, _, scale_wanted = ctx.needs_input_grad[:4]
+    gradients = ctx.saved_tensors
     if not _is_one(loss_grad):
-        query_grad, passage_grad, scale_grad = (grad * loss_grad for grad in (query_grad, passage_grad, scale_grad))
-    return (
-        query_grad.to(ctx.dtype) if query_wanted else None,
-        passage_grad.to(ctx.dtype) if passage_wanted else None,
-        None,
-        scale_grad if scale_wanted else None,
-        *(None,) * 9,
+        gradients = [gradient * loss_grad for gradient in gradients]
+    dtypes = (ctx.dtype, ctx.dtype, gradients[2].dtype)
+    return tuple(
+        gradient.to(dtype) if is_wanted else None
+        for gradient, dtype, is_wanted in zip(gradients, dtypes, wanted, strict=True)
     )
 
 

@@ -3,7 +3,7 @@
 What can be said without torch is in :mod:`fastdense.loss.rules`.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,8 +13,7 @@ from fastdense.loss import rules
 FLOATING = ("float32", "bfloat16", "float16", "float64")
 
 
-@dataclass(frozen=True)
-class Problem:
+class Problem(NamedTuple):
     """A checked problem, complete with its defaults. ``scale`` has the accumulation dtype and no dimensions."""
 
     query: Tensor
