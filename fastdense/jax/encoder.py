@@ -111,9 +111,8 @@ class JaxRetriever:
         """Vectors [B, D] of ``inputs`` int32 [B, L], with dropout drawn from ``key``, or without."""
         name = side if side in self._programs else "shared"
         graph, entries = self._programs[name]
-        state = nnx.from_flat_state(
-            [(path, variable.replace(params[name][entry])) for entry, path, variable in entries]
-        )
+        leaves = [(path, variable.replace(params[name][entry])) for entry, path, variable in entries]
+        state = nnx.from_flat_state(leaves)
         return nnx.merge(graph, state)(inputs, key)
 
     def to_torch(self, params: Params, retriever: Retriever) -> None:
