@@ -99,7 +99,7 @@ def _arguments(problem: Problem, query_grad: bool, passage_grad: bool, hardest: 
 
 class _EagerLoss(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         query: Tensor,
         passage: Tensor,
@@ -114,7 +114,7 @@ class _EagerLoss(torch.autograd.Function):
         return loss
 
     @staticmethod
-    def backward(ctx: Any, loss_grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, loss_grad: Tensor) -> tuple[Tensor | None, ...]:
         return (*_gradients(ctx, loss_grad, ctx.needs_input_grad[:3]), None, None)
 
 
