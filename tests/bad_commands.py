@@ -14,6 +14,9 @@ GOOD = {
     "encode": "--model_name_or_path {model} --encode_in_path {bad}/eval_good/corpus.jsonl --encoded_save_path {out}/v",
     "search": "--query_reps {bad}/good.pkl --passage_reps {bad}/good.pkl --save_ranking_to {out}/ranking",
     "evaluate": "--qrels {bad}/qrels.txt --run {bad}/run.txt",
+    "mine": "--query_reps {bad}/judged_queries.pkl --passage_reps {bad}/judged_passages.pkl --num_negatives 1 "
+    "--corpus {bad}/eval_good/corpus.jsonl --queries {bad}/eval_good/queries.jsonl --qrels {bad}/qrels.txt "
+    "--save_rows_to {out}/mined.jsonl",
     "builtin_data": "--output_dir {out}/data",
 }
 EVALUATED = "--eval_strategy steps --eval_steps 2 --eval_dir {bad}/eval_good"
@@ -137,6 +140,11 @@ FLAGS = [
     ("search --merge {bad}/run.txt", "--passage_reps", "leave it out"),
     ("evaluate --measures accuracy", "unknown measure 'accuracy'", "RR@10"),
     ("evaluate --measures mrr@0", "'mrr@0'", "above 0"),
+    ("mine --num_negative 3", "unknown flag --num_negative: did you mean --num_negatives?"),
+    ("mine --range_min 300", "--range_min 300 and --range_max 200 leave 0 passages", "--num_negatives 1"),
+    ("mine --absolute_margin nan", "--absolute_margin must be a finite number"),
+    ("mine --min_score 9", "no query a negative", "min_score 9.0: 1 (50.00%)", "loosen"),
+    ("mine --train_dir {rows}", "by --train_dir ROWS..., or by --queries FILE... and --qrels FILE"),
     ("builtin_data --source no_such_package", "no_such_package", "install"),
     ("builtin_data --sources json", "unrecognized arguments: --sources"),
 ]
@@ -197,6 +205,11 @@ ROWS = [
     ("search --passage_reps {bad}/text.pkl", "text.pkl is no pickle"),
     ("search --passage_reps {bad}/no_ids.npy", "no_ids.ids.txt"),
     ("search --passage_reps {bad}/broken.safetensors", "broken.safetensors is no readable"),
+    ("mine --query_reps {bad}/good.pkl", "good.pkl holds no vector of the query 'q1'"),
+    ("mine --passage_reps {bad}/good.pkl", "of --passage_reps is not in --corpus"),
+    ("mine --corpus {bad}/eval_no_id/corpus.jsonl", "corpus.jsonl, line 1: no field holds the id"),
+    ("mine --queries {bad}/eval_empty_query/queries.jsonl", "queries.jsonl: there is no row"),
+    ("mine --qrels {bad}/bad_qrels.txt", "bad_qrels.txt, line 1", "whole number"),
     ("evaluate --run {bad}/bad_run.txt", "bad_run.txt, line 2", "query<TAB>passage<TAB>score"),
     ("evaluate --run {bad}/bad_score.txt", "bad_score.txt, line 1", "'high'"),
     ("evaluate --run {bad}/other_run.txt", "no query of the run has a judgement"),
@@ -265,6 +278,7 @@ OUTPUTS = [
     ("encode --encoded_save_path {bad}/empty", "empty is a directory; name a file"),
     ("encode --encoded_save_path {bad}/good.jsonl/x", "cannot be written", "good.jsonl"),
     ("search --save_ranking_to /proc/nowhere", "/proc/nowhere cannot be written"),
+    ("mine --save_rows_to /proc/nowhere", "/proc/nowhere cannot be written"),
     ("evaluate --output {bad}/empty", "empty is a directory; name a file"),
     ("builtin_data --output_dir {bad}/good.jsonl", "good.jsonl is a file"),
     ("builtin_data --output_dir {bad}/eval_good", "holds other files (corpus.jsonl)", "new directory"),
@@ -316,5 +330,6 @@ ALONE = [
     ("search --save_ranking_to {out}/r --score_dir {bad}/empty", "empty", "rankings"),
     ("search --save_ranking_to {out}/r --merge a --score_dir b", "--merge and --score_dir"),
     ("evaluate", "required", "--qrels, --run"),
+    ("mine", "required", "--query_reps, --passage_reps, --corpus, --save_rows_to"),
     ("builtin_data", "required", "--output_dir"),
 ]

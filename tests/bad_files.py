@@ -185,6 +185,8 @@ def make_retrieval_files(directory: Path) -> None:
 
     array = np.eye(3, dtype=np.float32)
     vectors("good.pkl", array, ["a", "b", "c"])
+    vectors("judged_queries.pkl", array[:1], ["q1"])
+    vectors("judged_passages.pkl", array[:2], ["p1", "p2"])
     vectors("other_dimension.pkl", np.eye(4, dtype=np.float32), ["d", "e", "f", "g"])
     vectors("few_ids.pkl", array, ["a"])
     vectors("same_ids.pkl", array, ["a", "a", "b"])

@@ -1,14 +1,16 @@
-"""The flags of encode, search and evaluate, as dataclasses.
+"""The flags of encode, search, evaluate and mine, as dataclasses.
 
 Names and defaults are Tevatron v1's where it has the flag. Checks that need nothing but the flags themselves stand
 here; checks against files stand where the file is read.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
 from fastdense.errors import UserError
 from fastdense.retrieval.evaluate import DEFAULT_MEASURES
+from fastdense.retrieval.mining import MiningRules
 
 LOCAL_FILES = "json"  # the --dataset_name that stands for none, here as in training
 
@@ -182,3 +184,74 @@ class EvaluateArguments:
     output: str | None = field(default=None, metadata=_flag("JSON file to write the values to as well."))
 
     _argument_group_name = "evaluation"
+
+
+@dataclass
+class MineArguments:
+    """Where queries, passages and known positives are, and which passages become negatives."""
+
+    query_reps: str = field(metadata=_flag("File of query vectors."))
+    passage_reps: str = field(metadata=_flag("Files of passage vectors: a path or a quoted glob such as 'emb/*'."))
+    corpus: list[str] = field(metadata=_flag("Files or directories of the passages that were encoded."))
+    save_rows_to: str = field(metadata=_flag("File of training rows to write (Tevatron's, JSON lines)."))
+    train_dir: list[str] | None = field(
+        default=None,
+        metadata=_flag(
+            "Training rows with query_id, query and known positives; negatives that they have are replaced."
+        ),
+    )
+    queries: list[str] | None = field(
+        default=None, metadata=_flag("Instead of training rows: files or directories of queries, with --qrels.")
+    )
+    qrels: str | None = field(
+        default=None, metadata=_flag("Relevance judgements for --queries: a TREC file or BEIR's .tsv.")
+    )
+    num_negatives: int = field(default=30, metadata=_flag("Negatives of a query at most."))
+    range_min: int = field(default=0, metadata=_flag("Skip so many of the passages found."))
+    range_max: int = field(
+        default=200, metadata=_flag("Look at so many of the passages found, those skipped included.")
+    )
+    max_score: float | None = field(default=None, metadata=_flag("Discard passages that score above this."))
+    min_score: float | None = field(default=None, metadata=_flag("Discard passages that score below this."))
+    absolute_margin: float | None = field(
+        default=None,
+        metadata=_flag("Discard passages that do not score so much below the query's lowest-scoring positive."),
+    )
+    relative_margin: float | None = field(
+        default=None, metadata=_flag("The same as a share of the positive's score: 0.05 wants 5 percent below it.")
+    )
+    sampling_strategy: Literal["random", "top"] = field(
+        default="random", metadata=_flag("Which of the passages that are left: any of them, or the best.")
+    )
+    seed: int = field(default=42, metadata=_flag("Seed of the sampling."))
+    batch_size: int = field(default=128, metadata=_flag("Queries searched at a time; 0 or less searches all at once."))
+
+    _argument_group_name = "mining"
+
+    def __post_init__(self) -> None:
+        if (self.train_dir is None) == (self.qrels is None) or (self.qrels is None) != (self.queries is None):
+            raise UserError("name the known positives by --train_dir ROWS..., or by --queries FILE... and --qrels FILE")
+        if self.num_negatives < 1:
+            raise UserError(f"--num_negatives must be at least 1, not {self.num_negatives}")
+        if self.range_min < 0:
+            raise UserError(f"--range_min must be at least 0, not {self.range_min}")
+        if self.range_max - self.range_min < self.num_negatives:
+            raise UserError(
+                f"--range_min {self.range_min} and --range_max {self.range_max} leave "
+                f"{max(0, self.range_max - self.range_min)} passages a query, fewer than --num_negatives "
+                f"{self.num_negatives}"
+            )
+        self._check_thresholds()
+
+    def _check_thresholds(self) -> None:
+        for name in ("max_score", "min_score", "absolute_margin", "relative_margin"):
+            value = getattr(self, name)
+            if value is not None and not math.isfinite(value):
+                raise UserError(f"--{name} must be a finite number, not {value}")
+        if self.max_score is not None and self.min_score is not None and self.max_score < self.min_score:
+            raise UserError(f"--min_score {self.min_score} is above --max_score {self.max_score}: no score fits both")
+
+    @property
+    def rules(self) -> MiningRules:
+        """Which passages become negatives."""
+        return MiningRules(**{name: getattr(self, name) for name in MiningRules.__dataclass_fields__})
