@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
     if not summary.negatives:
         raise UserError(
-            f"the rules leave no query a negative ({summary.commonest()}): raise --range_max, or loosen scores and margins"
+            f"the rules leave no query a negative ({summary.commonest()}): raise --range_max or loosen the thresholds"
         )
     write_rows(args.save_rows_to, judged, negatives, corpus)
     for line in summary.lines():
