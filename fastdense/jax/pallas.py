@@ -127,7 +127,7 @@ class _Kernels:
         self._target_id = None if passage_id is None else passage_id[problem.target]
 
     def over_passages(self, gradients: bool) -> tuple[Any, ...]:
-        """Sums of each row, [N]; the sum of its e as factors, [N]; with ``gradients`` the sum of e * passage, [N, D]."""
+        """Sums of each row, [N]; the sum of its e as rounded; with ``gradients`` the sum of e * passage, [N, D]."""
         rows, width = self._problem.query.shape
         layout = _Layout(rows, len(self._problem.passage), self._stay, self._stream, query_axis=0)
         shapes = [(layout.rows, 1)] * 5 + [(layout.rows, width)] * gradients
@@ -207,7 +207,7 @@ def _passages_kernel(names: list[str], columns: int, widen: bool, *refs: Any) ->
     target_ref, top_ref, total_ref, moment_ref, rounded_ref, *sum_ref = refs[len(names) :]
 
     @pl.when(step == 0)
-    def _() -> None:
+    def start() -> None:
         top_ref[...] = jnp.full(top_ref.shape, NOTHING, jnp.float32)
         for ref in (target_ref, total_ref, moment_ref, rounded_ref, *sum_ref):
             ref[...] = jnp.zeros(ref.shape, jnp.float32)
@@ -236,7 +236,7 @@ def _queries_kernel(names: list[str], columns: int, widen: bool, *refs: Any) -> 
     sum_ref = refs[-1]
 
     @pl.when(pl.program_id(1) == 0)
-    def _() -> None:
+    def start() -> None:
         sum_ref[...] = jnp.zeros(sum_ref.shape, jnp.float32)
 
     score, _, negative = _scores(inputs, pl.program_id(0), columns, widen)
