@@ -1,7 +1,7 @@
 """The cached forward pass: representations now, one chunk's graph at a time later."""
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,15 +9,17 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from fastdense.grad_cache.chunks import plan_chunks, take_rows, token_spans
+from fastdense.grad_cache.keeping import GraphBudget
+from fastdense.grad_cache.memory import is_out_of_memory
 from fastdense.grad_cache.state import AutocastState, RandomState
+from fastdense.grad_cache.stream import Batch, Chunk, Side, Stream
 
-Batch = Mapping[str, Tensor]
+Outputs = Sequence[Tensor | None]
 
 
 @dataclass(frozen=True)
 class CachedForward:
-    """All representations of a batch, in the order of its rows, that keep no activations.
+    """All representations of a batch, in the order of its rows, that keep no activations but what a budget allows.
 
     Both tensors take part in autograd: a backward pass that reaches them runs the model's chunks again, each followed
     at once by its own backward pass. It has to reach both at once (one loss), and can run once.
@@ -27,6 +29,10 @@ class CachedForward:
     """[N, D]"""
     passage: Tensor
     """[M, D]"""
+    tokens: int
+    """of both batches, without padding"""
+    padded_tokens: int
+    """that the model saw in its first pass"""
 
     def backward(self, query_grad: Tensor, passage_grad: Tensor) -> None:
         """Send the gradients of the representations, [N, D] and [M, D], into the model's parameters."""
@@ -40,9 +46,13 @@ def cached_forward(
     query: Batch,
     passage: Batch,
     *,
-    query_chunk_rows: int,
-    passage_chunk_rows: int,
+    query_chunk_rows: int | None = None,
+    passage_chunk_rows: int | None = None,
     max_tokens: int | None = None,
+    one_encoder: bool = False,
+    query_lengths: Sequence[int] | None = None,
+    passage_lengths: Sequence[int] | None = None,
+    graphs: GraphBudget | None = None,
 ) -> CachedForward:
     """Encode a batch chunk by chunk, with memory for the graph of one chunk instead of the whole batch's.
 
@@ -50,115 +60,142 @@ def cached_forward(
         model: ``model(query=batch | None, passage=batch | None) -> (Tensor [n, D] | None, Tensor [m, D] | None)``,
             also wrapped in DistributedDataParallel, autocast or torch.compile.
         query, passage: padded batches, tensors [N, L] and [M, L'] with an ``attention_mask``.
-        query_chunk_rows, passage_chunk_rows, max_tokens: limits of a chunk, see :func:`plan_chunks`.
+        query_chunk_rows, passage_chunk_rows, max_tokens: limits of a chunk, see :func:`plan_chunks`; None for none.
+        one_encoder: queries and passages go through the same weights: their chunks are planned together, and all of
+            them are handed to the model as passages. In a chunk of both, queries and passages divide the rows.
+        query_lengths, passage_lengths: tokens of each row, padded on the right, where the host knows them. Without
+            them a GPU is waited for.
+        graphs: memory for graphs of the first pass, for a whole run; None for none.
 
     Returns:
         The representations; their backward pass replays each call with the random state and autocast settings of the
-        first, and leaves the random generators as it found them. Under DistributedDataParallel it reduces gradients
-        once, in the last call, which holds rows of both sides so that every parameter takes part; within the
-        caller's ``no_sync()`` not at all.
+        first, and leaves the random generators as it found them. A call that has kept its graph is not run again, to
+        the same bits. Under DistributedDataParallel gradients are reduced once, in the last call, which every parameter
+        takes part in; within the caller's ``no_sync()`` not at all.
 
     Raises:
-        ValueError: a batch has no rows, or a limit is less than 1.
+        ValueError: a batch has no rows, its lengths do not fit it, or a limit is less than 1.
     """
     sides = (
-        _Side.plan("query", query, query_chunk_rows, max_tokens),
-        _Side.plan("passage", passage, passage_chunk_rows, max_tokens),
+        Side("query", query, query_lengths, query_chunk_rows),
+        Side("passage", passage, passage_lengths, passage_chunk_rows),
     )
+    streams = [Stream(sides, max_tokens)] if one_encoder else [Stream([side], max_tokens) for side in sides]
+    calls = _Calls(model, streams, GraphBudget(0) if graphs is None else graphs)
     # Autograd records a function only if one of its inputs wants a gradient.
     anchor = torch.zeros((), requires_grad=True)
-    return CachedForward(*_Replayed.apply(anchor, _Calls(model, *sides)))
+    query_vectors, passage_vectors = _Replayed.apply(anchor, calls)
+    tokens = sum(stream.tokens for stream in streams)
+    return CachedForward(query_vectors, passage_vectors, tokens, calls.padded_tokens)
 
 
-@dataclass(frozen=True)
-class _Side:
-    """A batch of queries or of passages, and its chunks."""
-
-    batch: Batch
-    spans: Tensor
-    chunks: list[Tensor]
-
-    @classmethod
-    def plan(cls, name: str, batch: Batch, max_rows: int, max_tokens: int | None) -> "_Side":
-        spans = token_spans(batch["attention_mask"])
-        if not len(spans):
-            raise ValueError(f"the {name} batch has no rows")
-        lengths = (spans[:, 1] - spans[:, 0]).clamp(min=0)
-        return cls(batch, spans, plan_chunks(lengths, max_rows, max_tokens))
-
-    def take(self, rows: Tensor | None) -> dict[str, Tensor] | None:
-        return None if rows is None else take_rows(self.batch, rows, self.spans)
-
-    def in_order(self, outputs: list[Tensor]) -> Tensor:
-        """The outputs of all chunks, [rows, D], in the batch's order."""
-        order = torch.cat(self.chunks)
-        return torch.cat(outputs).index_select(0, order.argsort().to(outputs[0].device))
-
-
-@dataclass(frozen=True)
 class _Call:
-    """One model call: its rows of each side, and the random state before it."""
+    """One model call: its chunk of each stream, the random state before it, and its outputs if it keeps their graph."""
 
-    query_rows: Tensor | None
-    passage_rows: Tensor | None
-    random_state: RandomState
+    def __init__(self, chunks: Sequence[Chunk | None]) -> None:
+        self.chunks = chunks
+        self.random_state: RandomState | None = None
+        self.kept: Outputs | None = None
+        present = [chunk for chunk in chunks if chunk is not None]
+        self.padded_tokens = sum(chunk.padded_tokens for chunk in present)
+        self.width = max(chunk.width for chunk in present)
+
+    def restore_random_state(self) -> None:
+        assert self.random_state is not None
+        self.random_state.restore()
 
 
 class _Calls:
-    """The model calls of a step, run once for the representations and once more for the gradients."""
+    """The model calls of a step, run once for the representations and, unless kept, once more for the gradients."""
 
-    def __init__(self, model: Callable[..., Any], query: _Side, passage: _Side) -> None:
+    def __init__(self, model: Callable[..., Any], streams: Sequence[Stream], graphs: GraphBudget) -> None:
         self._model = model
-        self._query = query
-        self._passage = passage
-        self._device_type = query.batch["attention_mask"].device.type
+        self._streams = streams
+        self._graphs = graphs
+        self._device_type = streams[0].device_type
         self._autocast = AutocastState.capture(self._device_type)
+        self._compiled = _is_compiled(model)
         # Whoever accumulates gradients may run the forward pass alone inside no_sync().
         self._reduces = getattr(model, "require_backward_grad_sync", True)
-        self._calls: list[_Call] = []
+        self._calls = [_Call(chunks) for chunks in _in_turn([stream.chunks for stream in streams])]
+        self.padded_tokens = sum(call.padded_tokens for call in self._calls)
 
-    def run(self) -> tuple[Tensor, Tensor]:
+    def run(self) -> tuple[Tensor, ...]:
         """First pass: the representations [N, D] and [M, D]."""
-        queries, passages = [], []
-        # Without a graph torch.compile would run another program, with other dropout, than the replay.
-        with torch.set_grad_enabled(_is_compiled(self._model)), self._no_reduction():
-            for query_rows, passage_rows in self._chunks():
-                self._calls.append(_Call(query_rows, passage_rows, RandomState.capture(self._device_type)))
-                query, passage = self._call(self._calls[-1])
-                if query is not None:
-                    queries.append(query.detach())
-                if passage is not None:
-                    passages.append(passage.detach())
+        outputs: list[list[Tensor]] = [[] for _ in self._streams]
+        self._graphs.start()
+        with torch.no_grad(), self._no_reduction():
+            for call in self._calls:
+                call.random_state = RandomState.capture(self._device_type)
+                for own, output in zip(outputs, self._first_run(call), strict=True):
+                    if output is not None:
+                        own.append(output.detach())
         # In torch 2.10 it now holds weights that were cast without a graph; a replay would lose their gradients.
         torch.clear_autocast_cache()
-        return self._query.in_order(queries), self._passage.in_order(passages)
+        return tuple(side for stream, own in zip(self._streams, outputs, strict=True) for side in stream.in_order(own))
 
-    def replay(self, query_grad: Tensor, passage_grad: Tensor) -> None:
-        """Second pass: each call again, with a graph, and its backward."""
+    def replay(self, *gradients: Tensor) -> None:
+        """Second pass: the backward of each call, which runs again, with a graph, if it has kept none."""
+        sides = [gradients] if len(self._streams) == 1 else [(gradient,) for gradient in gradients]
+        wanted = [stream.sort(side) for stream, side in zip(self._streams, sides, strict=True)]
         with RandomState.kept(self._device_type), torch.enable_grad(), self._autocast.restored():
             with self._no_reduction():
                 for call in self._calls[:-1]:
-                    self._replay_call(call, query_grad, passage_grad)
+                    self._backward(call, wanted)
             with contextlib.nullcontext() if self._reduces else self._no_reduction():
-                self._replay_call(self._calls[-1], query_grad, passage_grad)
+                self._backward(self._calls[-1], wanted)
 
-    def _chunks(self) -> list[tuple[Tensor | None, Tensor | None]]:
-        *queries, last_query = self._query.chunks
-        *passages, last_passage = self._passage.chunks
-        return [*((rows, None) for rows in queries), *((None, rows) for rows in passages), (last_query, last_passage)]
+    def _first_run(self, call: _Call) -> Outputs:
+        try:
+            return self._keeping(call) if self._may_keep(call) else self._not_keeping(call)
+        except RuntimeError as error:
+            if not is_out_of_memory(error) or self._graphs.off:
+                raise
+            reason = str(error).split(". ")[0]
+        self._graphs.give_up(f"chunks run twice, because there was no memory for more ({reason})")
+        for other in self._calls:
+            other.kept = None
+        call.restore_random_state()
+        return self._not_keeping(call)
 
-    def _call(self, call: _Call) -> tuple[Tensor | None, Tensor | None]:
-        return self._model(query=self._query.take(call.query_rows), passage=self._passage.take(call.passage_rows))
+    def _may_keep(self, call: _Call) -> bool:
+        if self._compiled and self._device_type == "cpu" and not (self._graphs.off or self._graphs.measured):
+            self._graphs.give_up("what a compiled encoder's activations take cannot be measured on a CPU")
+        # DistributedDataParallel reduces gradients in the backward pass of the last forward pass outside no_sync().
+        reducing = call is self._calls[-1] and self._reduces and hasattr(self._model, "no_sync")
+        return not reducing and self._graphs.admits(call.padded_tokens, call.width)
 
-    def _replay_call(self, call: _Call, query_grad: Tensor, passage_grad: Tensor) -> None:
-        call.random_state.restore()
-        outputs = self._call(call)
-        wanted = ((query_grad, call.query_rows), (passage_grad, call.passage_rows))
+    def _keeping(self, call: _Call) -> Outputs:
+        with torch.enable_grad():
+            if self._graphs.measured:
+                call.kept = self._call(call)
+                return call.kept
+            size = (call.padded_tokens, call.width)
+            outputs = self._graphs.measure(lambda: self._call(call), self._device_type, *size, self._model)
+            call.kept = outputs if self._graphs.admits(*size) else None
+            return outputs
+
+    def _not_keeping(self, call: _Call) -> Outputs:
+        # Without a graph torch.compile would run another program, with other dropout, than the replay.
+        with torch.set_grad_enabled(self._compiled):
+            return self._call(call)
+
+    def _call(self, call: _Call) -> Outputs:
+        inputs = [stream.take(chunk) for stream, chunk in zip(self._streams, call.chunks, strict=True)]
+        if len(inputs) == 1:
+            return self._model(passage=inputs[0])[1:]
+        return self._model(query=inputs[0], passage=inputs[1])
+
+    def _backward(self, call: _Call, wanted: Sequence[Tensor]) -> None:
+        outputs, call.kept = call.kept, None
+        if outputs is None:
+            call.restore_random_state()
+            outputs = self._call(call)
         roots, gradients = [], []
-        for output, (grad, rows) in zip(outputs, wanted, strict=True):
-            if output is not None and rows is not None and output.requires_grad:  # not so for a frozen encoder
+        for output, chunk, grad in zip(outputs, call.chunks, wanted, strict=True):
+            if output is not None and chunk is not None and output.requires_grad:  # not so for a frozen encoder
                 roots.append(output)
-                gradients.append(grad.index_select(0, rows.to(grad.device, non_blocking=True)))
+                gradients.append(grad[chunk.rows])
         torch.autograd.backward(roots, gradients)
 
     def _no_reduction(self) -> contextlib.AbstractContextManager[None]:
@@ -170,7 +207,7 @@ class _Replayed(torch.autograd.Function):
     """The first pass as forward, the second as backward."""
 
     @staticmethod
-    def forward(ctx: Any, anchor: Tensor, calls: _Calls) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, anchor: Tensor, calls: _Calls) -> tuple[Tensor, ...]:
         ctx.calls = calls
         return calls.run()
 
@@ -182,6 +219,16 @@ class _Replayed(torch.autograd.Function):
         calls, ctx.calls = ctx.calls, None
         calls.replay(query_grad, passage_grad)
         return None, None
+
+
+def _in_turn(chunks: Sequence[Sequence[Chunk]]) -> list[tuple[Chunk | None, ...]]:
+    """The chunks of each call: one stream at a time, and at last the remainder of every stream."""
+    alone = [
+        tuple(chunk if other == index else None for other in range(len(chunks)))
+        for index, own in enumerate(chunks)
+        for chunk in own[:-1]
+    ]
+    return [*alone, tuple(own[-1] for own in chunks)]
 
 
 def _is_compiled(model: Callable[..., Any]) -> bool:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from fastdense.grad_cache import attach_gradients, plan_chunks, take_rows, token_spans
+from fastdense.grad_cache import attach_gradients, plan_chunks
 
 VOCABULARY, WIDTH = 50, 16
 Batch = dict[str, Tensor]
@@ -98,9 +98,40 @@ def attached_loss() -> Callable[..., Tensor]:
     return attached
 
 
+def taken(batch: Batch, rows: Tensor) -> Batch:
+    """Some rows of a batch that is padded on the right, as wide as the longest of them."""
+    width = int(batch["attention_mask"][rows].sum(1).max())
+    return {name: tensor[rows, :width] for name, tensor in batch.items()}
+
+
 @pytest.fixture
 def chunked_with_graph() -> Callable[..., tuple[Tensor, Tensor]]:
     """The same model calls in the same order as the cached forward pass, with all graphs kept."""
+
+    def two_streams(model, query, passage, query_chunk_rows, passage_chunk_rows, max_tokens):
+        queries = plan_chunks(query["attention_mask"].sum(1), query_chunk_rows, max_tokens)
+        passages = plan_chunks(passage["attention_mask"].sum(1), passage_chunk_rows, max_tokens)
+        encoded_queries = [model(query=taken(query, rows))[0] for rows in queries[:-1]]
+        encoded_passages = [model(passage=taken(passage, rows))[1] for rows in passages[:-1]]
+        last = model(query=taken(query, queries[-1]), passage=taken(passage, passages[-1]))
+        return (
+            torch.cat([*encoded_queries, last[0]])[torch.cat(queries).argsort()],
+            torch.cat([*encoded_passages, last[1]])[torch.cat(passages).argsort()],
+        )
+
+    def one_stream(model, query, passage, query_chunk_rows, passage_chunk_rows, max_tokens):
+        sides = (query, passage)
+        width = max(side["attention_mask"].shape[1] for side in sides)
+        both = {
+            name: torch.cat([nn.functional.pad(side[name], (0, width - side[name].shape[1])) for side in sides])
+            for name in query
+        }
+        rows = torch.tensor([len(side["attention_mask"]) for side in sides])
+        limits = torch.tensor([query_chunk_rows, passage_chunk_rows]).repeat_interleave(rows)
+        chunks = plan_chunks(both["attention_mask"].sum(1), limits, max_tokens)
+        encoded = torch.cat([model(passage=taken(both, chunk))[1] for chunk in chunks])
+        query_vectors, passage_vectors = encoded[torch.cat(chunks).argsort()].split(rows.tolist())
+        return query_vectors, passage_vectors
 
     def run(
         model: Callable[..., tuple[Tensor | None, Tensor | None]],
@@ -109,18 +140,9 @@ def chunked_with_graph() -> Callable[..., tuple[Tensor, Tensor]]:
         query_chunk_rows: int,
         passage_chunk_rows: int,
         max_tokens: int | None = None,
+        one_encoder: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        def chunks(batch: Batch, max_rows: int) -> list[Tensor]:
-            spans = token_spans(batch["attention_mask"])
-            return plan_chunks(spans[:, 1] - spans[:, 0], max_rows, max_tokens)
-
-        queries, passages = chunks(query, query_chunk_rows), chunks(passage, passage_chunk_rows)
-        encoded_queries = [model(query=take_rows(query, rows))[0] for rows in queries[:-1]]
-        encoded_passages = [model(passage=take_rows(passage, rows))[1] for rows in passages[:-1]]
-        last = model(query=take_rows(query, queries[-1]), passage=take_rows(passage, passages[-1]))
-        return (
-            torch.cat([*encoded_queries, last[0]])[torch.cat(queries).argsort()],
-            torch.cat([*encoded_passages, last[1]])[torch.cat(passages).argsort()],
-        )
+        run = one_stream if one_encoder else two_streams
+        return run(model, query, passage, query_chunk_rows, passage_chunk_rows, max_tokens)
 
     return run

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastdense.grad_cache import cached_forward
+from fastdense.grad_cache import GraphBudget, cached_forward
+from fastdense.grad_cache.stream import Stream
 
 ROWS = {"query_chunk_rows": 4, "passage_chunk_rows": 6}
 
@@ -47,7 +48,9 @@ def plain_step(attached_loss, chunked_with_graph):
 
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["", "checkpointing"])
-@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize(
+    ("tied", "one_encoder"), [(True, False), (True, True), (False, False)], ids=["tied", "one-stream", "untied"]
+)
 @pytest.mark.parametrize(
     "limits",
     [
@@ -60,8 +63,9 @@ def plain_step(attached_loss, chunked_with_graph):
     ids=["short-last", "one-row", "even", "larger-than-batch", "token-budget"],
 )
 def test_a_cached_step_equals_the_plain_one_with_dropout(
-    make_retriever, make_batch, attached_loss, plain_step, tied, checkpointing, limits
+    make_retriever, make_batch, attached_loss, plain_step, tied, one_encoder, checkpointing, limits
 ):
+    limits = {**limits, "one_encoder": one_encoder}
     query, passage = make_batch(10, 8, seed=1), make_batch(20, 12, seed=2)
     retriever, twin = (make_retriever(tied=tied, checkpointing=checkpointing) for _ in range(2))
 
@@ -84,11 +88,12 @@ def test_without_dropout_it_equals_one_model_call_on_the_whole_batch(make_retrie
     assert_same_gradients(actual, gradients(twin))
 
 
+@pytest.mark.parametrize("one_encoder", [False, True])
 @pytest.mark.parametrize("left", [False, True], ids=["right-padded", "left-padded"])
-def test_representations_are_in_the_order_of_the_rows(make_retriever, make_batch, left):
+def test_representations_are_in_the_order_of_the_rows(make_retriever, make_batch, left, one_encoder):
     query, passage = make_batch(10, 8, seed=1, left=left), make_batch(21, 12, seed=2, left=left)
     retriever = make_retriever(dropout=0.0)
-    cached = cached_forward(retriever, query, passage, **ROWS)
+    cached = cached_forward(retriever, query, passage, **ROWS, one_encoder=one_encoder)
     with torch.no_grad():
         expected = retriever(query=query, passage=passage)
     torch.testing.assert_close((cached.query.detach(), cached.passage.detach()), expected, atol=1e-6, rtol=1e-5)
@@ -254,16 +259,21 @@ def test_no_graph_outlives_its_call(make_retriever, make_batch):
     assert min(at_end[6:]) > 0
 
 
-def test_inputs_are_let_go_after_the_backward(make_retriever, make_batch, attached_loss):
+def test_inputs_are_let_go_after_the_backward(make_retriever, make_batch, attached_loss, monkeypatch):
+    streams = []
+
+    def recorded(*arguments: object) -> Stream:
+        stream = Stream(*arguments)
+        streams.append(weakref.ref(stream))
+        return stream
+
+    monkeypatch.setattr("fastdense.grad_cache.cached.Stream", recorded)
     retriever = make_retriever()
-    query, passage = make_batch(10, 8), make_batch(20, 12)
-    reference = weakref.ref(query["input_ids"])
-    cached = cached_forward(retriever, query, passage, **ROWS)
-    del query
+    cached = cached_forward(retriever, make_batch(10, 8), make_batch(20, 12), **ROWS, graphs=GraphBudget(1.0))
     loss = attached_loss(retriever, cached.query, cached.passage)
-    assert reference() is not None
+    assert all(stream() is not None for stream in streams)
     loss.backward()
-    assert reference() is None  # though loss and representations still live
+    assert [stream() for stream in streams] == [None, None]  # though loss and representations still live
 
 
 class SmallEncoder(nn.Module):

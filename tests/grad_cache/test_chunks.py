@@ -1,9 +1,11 @@
+from fractions import Fraction
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastdense.grad_cache import plan_chunks, take_rows, token_spans
+from fastdense.grad_cache import plan_chunks, token_spans
 
 
 @given(
@@ -28,6 +30,22 @@ def test_a_plan_uses_the_room_it_has():
     assert [len(chunk) for chunk in plan_chunks(lengths, 4)] == [4, 2]
     assert [len(chunk) for chunk in plan_chunks(lengths, 4, max_tokens=12)] == [2, 4]
     assert [len(chunk) for chunk in plan_chunks(lengths, 100)] == [6]
+    assert [len(chunk) for chunk in plan_chunks(lengths)] == [6]
+
+
+@given(
+    kinds=st.lists(st.tuples(st.integers(0, 40), st.booleans()), min_size=1, max_size=50),
+    rows=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+)
+def test_rows_of_two_kinds_divide_a_chunk_among_them(kinds, rows):
+    lengths = torch.tensor([length for length, _ in kinds])
+    limits = torch.tensor([rows[kind] for _, kind in kinds])
+    chunks = plan_chunks(lengths, limits)
+    shares = [sum(Fraction(1, int(limits[row])) for row in chunk) for chunk in chunks]
+    assert max(shares) <= 1
+    for share, chunk in zip(shares, chunks[1:], strict=False):
+        assert share + Fraction(1, int(limits[chunk[0]])) > 1  # the next row did not fit
+    assert torch.cat(chunks).tolist() == torch.sort(lengths, descending=True, stable=True).indices.tolist()
 
 
 def test_an_empty_batch_has_no_chunks():
@@ -51,31 +69,3 @@ def test_spans_of_right_left_and_no_padding_and_of_an_empty_row():
     mask = torch.tensor([[1, 1, 0, 0], [0, 0, 1, 1], [1, 1, 1, 1], [0, 0, 0, 0]])
     assert token_spans(mask).tolist() == [[0, 2], [2, 4], [0, 4], [4, 0]]
     assert token_spans(mask.bool()).tolist() == token_spans(mask).tolist()
-
-
-@pytest.mark.parametrize("left", [False, True])
-def test_taken_rows_lose_only_columns_that_are_padding_in_all_of_them(make_batch, left):
-    batch = make_batch(9, 12, left=left)
-    batch["token_type_ids"] = batch["input_ids"] + 100
-    batch["weight"] = torch.arange(9.0)  # one number a row: no column to lose
-    rows = torch.tensor([4, 1, 7])
-    lengths = batch["attention_mask"].sum(1)[rows]
-    width = int(lengths.max())
-
-    taken = take_rows(batch, rows)
-
-    kept = slice(12 - width, 12) if left else slice(0, width)
-    for name in ("input_ids", "attention_mask", "token_type_ids"):
-        assert torch.equal(taken[name], batch[name][rows, kept])
-    assert taken["attention_mask"].sum(1).tolist() == lengths.tolist()
-    assert taken["weight"].tolist() == [4, 1, 7]
-
-
-def test_rows_without_tokens_keep_one_column():
-    batch = {"input_ids": torch.zeros(2, 5).long(), "attention_mask": torch.zeros(2, 5).long()}
-    assert take_rows(batch, torch.tensor([1]))["input_ids"].shape == (1, 1)
-
-
-def test_an_empty_row_does_not_widen_a_left_padded_chunk():
-    batch = {"attention_mask": torch.tensor([[0, 0, 0, 0], [0, 0, 1, 1]])}
-    assert take_rows(batch, torch.tensor([0, 1]))["attention_mask"].tolist() == [[0, 0], [1, 1]]

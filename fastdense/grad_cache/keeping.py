@@ -1,0 +1,92 @@
+"""Which chunks keep the graph of their first pass, so that their backward pass needs no second one."""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from fastdense.grad_cache.memory import activation_bytes, available_bytes
+
+logger = logging.getLogger(__name__)
+
+_GIB = 2**30
+_SHARE = {"cpu": 0.5}  # of what is available: other programs want memory there, too, and none is refused any
+_ACCELERATOR_SHARE = 0.8  # fragmentation
+_COPIES_OF_PARAMETERS = 4  # that may still be to come: gradients, their reduction buckets, two moments of Adam
+
+
+class GraphBudget:
+    """Memory for graphs of the first pass; one object lasts a whole run.
+
+    The first call of the run is measured: bytes that its graph holds, for each padded token. From then on calls keep
+    their graphs from the first on until the next one would not fit. Backward passes run in the same order, so that all
+    that is kept is gone before a chunk is run again.
+
+    Args:
+        gib: memory for kept graphs in GiB, 0 for none. None: a share of what is available when the first call has been
+            measured, less the room that a chunk's backward pass, gradients and an optimizer's state will need.
+    """
+
+    def __init__(self, gib: float | None = None) -> None:
+        self._limit = None if gib is None else int(gib * _GIB)
+        self._bytes_per_token: float | None = None
+        self._measured_width = 1
+        self._spent = 0
+        self._open = True
+
+    @property
+    def measured(self) -> bool:
+        """Whether it is known what a call takes."""
+        return self._bytes_per_token is not None
+
+    @property
+    def off(self) -> bool:
+        """Whether nothing will be kept any more."""
+        return self._limit == 0
+
+    def start(self) -> None:
+        """A step begins: nothing is kept."""
+        self._spent = 0
+        self._open = True
+
+    def admits(self, padded_tokens: int, width: int) -> bool:
+        """Whether a call of that many tokens, in rows of ``width``, keeps its graph. If so, it is counted.
+
+        The first call of the run is only tried: ask again when it has been measured.
+        """
+        if self.off or self._bytes_per_token is None or self._limit is None:
+            return not self.off
+        # Attention's own activations may grow with the square of the length, never faster.
+        size = int(padded_tokens * self._bytes_per_token * max(1.0, width / self._measured_width))
+        self._open = self._open and self._spent + size <= self._limit
+        self._spent += size if self._open else 0
+        return self._open
+
+    def measure(self, run: Callable[[], Any], device_type: str, padded_tokens: int, width: int, model: Any) -> Any:
+        """Result of the run's first call, which tells what the others will take."""
+        available = available_bytes(device_type)
+        result, size = activation_bytes(run, device_type)
+        self._bytes_per_token, self._measured_width = size / padded_tokens, width
+        if self._limit is None:
+            self._limit = self._automatic_limit(available, size, device_type, model)
+        logger.info(
+            "a token's activations take %.2f MiB; graphs of up to %.2f GiB are kept from the first pass",
+            self._bytes_per_token / 2**20,
+            self._limit / _GIB,
+        )
+        return result
+
+    def _automatic_limit(self, available: int | None, chunk: int, device_type: str, model: Any) -> int:
+        if available is None:
+            self.give_up("this system does not say how much memory is available")
+            return 0
+        share = _SHARE.get(device_type, _ACCELERATOR_SHARE)
+        parameters = model.parameters() if isinstance(model, nn.Module) else ()
+        trained = sum(p.numel() * p.element_size() for p in parameters if p.requires_grad)
+        return max(0, int((available - _COPIES_OF_PARAMETERS * trained) * share) - chunk)
+
+    def give_up(self, reason: str) -> None:
+        """Keep no graph from now on, and say why."""
+        logger.warning("no graphs are kept from now on: %s", reason)
+        self._limit = self._spent = 0

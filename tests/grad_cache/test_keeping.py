@@ -1,0 +1,155 @@
+"""Graphs kept from the first pass: the same bits, fewer model calls, and a way out when memory runs out."""
+
+import contextlib
+import logging
+
+import pytest
+import torch
+from torch import nn
+
+from fastdense.grad_cache import GraphBudget, cached_forward, keeping
+
+LIMITS = {"query_chunk_rows": 4, "passage_chunk_rows": 6}
+CALLS = 6  # for 10 queries and 20 passages, run once
+
+
+@pytest.fixture
+def gradients_of(make_retriever, make_batch, attached_loss):
+    """Gradients of ``steps`` steps under a budget, and the model calls of the last one."""
+
+    def run(graphs, *, one_encoder=False, steps=2, autocast=False, prepare=None, **options):
+        retriever = make_retriever(**options)
+        model = retriever if prepare is None else prepare(retriever)
+        for seed in range(steps):
+            torch.manual_seed(seed)
+            retriever.outputs.clear()
+            query, passage = make_batch(10, 8, seed=seed), make_batch(20, 12, seed=seed + 9)
+            with torch.autocast("cpu", torch.bfloat16) if autocast else contextlib.nullcontext():
+                cached = cached_forward(model, query, passage, **LIMITS, one_encoder=one_encoder, graphs=graphs)
+                loss = attached_loss(retriever, cached.query, cached.passage)
+            (loss * 3).backward()
+        return {name: parameter.grad for name, parameter in retriever.named_parameters()}, len(retriever.outputs)
+
+    return run
+
+
+def assert_same_bits(actual, expected):
+    assert all(torch.equal(actual[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        {},
+        {"one_encoder": True},
+        {"tied": False},
+        {"checkpointing": True},
+        {"autocast": True},
+        {"autocast": True, "checkpointing": True, "one_encoder": True},
+    ],
+    ids=str,
+)
+def test_kept_and_replayed_graphs_give_the_same_bits(gradients_of, case):
+    expected, calls = gradients_of(None, **case)
+    everything = GraphBudget(1.0)
+    for graphs in (everything, GraphBudget()):
+        actual, once = gradients_of(graphs, **case)
+        assert once == calls // 2
+        assert_same_bits(actual, expected)
+    actual, some_twice = gradients_of(GraphBudget(everything._spent / 2 / 2**30), **case)
+    assert once < some_twice < calls
+    assert_same_bits(actual, expected)
+
+
+def test_a_budget_of_nothing_keeps_nothing(gradients_of):
+    assert gradients_of(GraphBudget(0))[1] == 2 * CALLS
+    assert gradients_of(GraphBudget(1e-9))[1] == 2 * CALLS
+
+
+def test_kept_graphs_are_never_larger_than_the_budget():
+    budget = GraphBudget(100 / 2**30)
+    budget._bytes_per_token, budget._measured_width = 2.0, 5
+    for _ in range(2):  # every step anew
+        budget.start()
+        assert [budget.admits(tokens, 5) for tokens in (20, 20, 20, 1)] == [True, True, False, False]
+    budget.start()
+    assert [budget.admits(10, 10), budget.admits(10, 10), budget.admits(10, 20)] == [True, True, False]
+
+
+def test_without_memory_for_graphs_the_step_goes_on_without_them_and_says_so_once(gradients_of, caplog):
+    expected, _ = gradients_of(None)
+    alive = []
+
+    def prepare(retriever):
+        def out_of_memory(*_):
+            alive.append(torch.is_grad_enabled())
+            if alive.count(True) == 3:
+                alive.append(True)
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+        retriever.register_forward_pre_hook(out_of_memory)
+        return retriever
+
+    graphs = GraphBudget(1.0)
+    with caplog.at_level(logging.WARNING):
+        actual, calls = gradients_of(graphs, prepare=prepare)
+    assert calls == 2 * CALLS
+    assert [record.message for record in caplog.records] == [
+        "no graphs are kept from now on: chunks run twice, because there was no memory for more (CUDA out of memory)"
+    ]
+    assert_same_bits(actual, expected)
+
+
+def test_running_out_of_memory_without_kept_graphs_is_an_error(gradients_of):
+    def prepare(retriever):
+        def out_of_memory(*_):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+        retriever.register_forward_pre_hook(out_of_memory)
+        return retriever
+
+    for graphs in (None, GraphBudget(1.0)):
+        with pytest.raises(torch.OutOfMemoryError):
+            gradients_of(graphs, prepare=prepare)
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory(gradients_of):
+    def prepare(retriever):
+        def fails(*_):
+            raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+        retriever.register_forward_pre_hook(fails)
+        return retriever
+
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        gradients_of(GraphBudget(1.0), prepare=prepare)
+
+
+def test_an_automatic_budget_leaves_room(monkeypatch):
+    model = nn.Linear(10, 10, bias=False)  # 400 bytes, four times
+    model.register_buffer("not_trained", torch.zeros(1000))
+    for device, share in (("cpu", 0.5), ("cuda", 0.8)):
+        monkeypatch.setattr(keeping, "available_bytes", lambda _: 10_000)
+        monkeypatch.setattr(keeping, "activation_bytes", lambda run, _: (run(), 500))
+        budget = GraphBudget()
+        assert budget.measure(lambda: "result", device, 50, 5, model) == "result"
+        assert budget._limit == int((10_000 - 4 * 400) * share) - 500
+
+
+def test_where_nothing_tells_how_much_memory_there_is_nothing_is_kept(gradients_of, monkeypatch, caplog):
+    monkeypatch.setattr(keeping, "available_bytes", lambda _: None)
+    with caplog.at_level(logging.WARNING):
+        assert gradients_of(GraphBudget())[1] == 2 * CALLS
+    assert [record.message for record in caplog.records] == [
+        "no graphs are kept from now on: this system does not say how much memory is available"
+    ]
+
+
+def test_a_compiled_encoder_on_a_cpu_keeps_none_and_says_so(gradients_of, caplog):
+    def prepare(retriever):
+        retriever.query_encoder.dropout.compile(backend="eager")
+        return retriever
+
+    with caplog.at_level(logging.WARNING):
+        assert gradients_of(GraphBudget(), prepare=prepare)[1] == 2 * CALLS
+    assert "a compiled encoder's activations" in caplog.text
