@@ -28,6 +28,7 @@ from benches.providers import SCALE, matrix_products, providers
 # An error above this is a wrong answer, not rounding. Plain float32 torch has about 1e-4 where the loss is small
 # (softmax - 1 cancels at the target); bfloat16 gradients are rounded to bfloat16.
 LARGEST_ERROR = {"float32": 1e-2, "bfloat16": 1e-1, "float16": 1e-1}
+SWEEP = [(n, n, 768) for n in (256, 512, 1024, 2048, 4096)]
 SAMPLE = 64  # rows of the gradients that are compared with float64
 
 
@@ -125,9 +126,7 @@ def draw(shape: tuple[int, int, int], dtype: torch.dtype, device: str) -> tuple[
     return query.to(device, dtype), passage.to(device, dtype), target.to(device)
 
 
-def measure(
-    shape: tuple[int, int, int], dtype: str, device: str, repeats: int, only: list[str], compiled: bool
-) -> list[Row]:
+def measure(shape: tuple[int, int, int], dtype: str, device: str, repeats: int, only: list[str]) -> list[Row]:
     inputs = draw(shape, getattr(torch, dtype), device)
     exact = exact_gradients(*inputs)
     rows, timed = {}, {}
@@ -137,9 +136,7 @@ def measure(
         rows[name] = Row(name)
         timed[name](*inputs)
     bare = list(timed)
-    for name, function in providers(device, inputs[0].dtype, compiled).items():
-        if only and not any(part in name for part in only):
-            continue
+    for name, function in providers(device, inputs[0].dtype, only).items():
         rows[name] = Row(name, error_of(function(*inputs), exact))
         if rows[name].error <= LARGEST_ERROR[dtype]:
             timed[name] = function
@@ -194,14 +191,15 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--only", action="append", default=[], help="providers whose name contains this; repeatable")
-    parser.add_argument("--compile", action="store_true", help="also time torch.compile of the plain loss")
+    parser.add_argument("--sweep", action="store_true", help="also as many queries as passages, 256 to 4096, width 768")
     parser.add_argument("--output", type=Path, help="write the result there as JSON")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
 
     results = []
-    for shape in arguments.shape or [(32, 64, 768), (1024, 2048, 384)]:
-        rows = measure(shape, arguments.dtype, arguments.device, arguments.repeats, arguments.only, arguments.compile)
+    shapes = [*(arguments.shape or []), *(SWEEP if arguments.sweep else [])]
+    for shape in shapes or [(32, 64, 768), (1024, 2048, 384)]:
+        rows = measure(shape, arguments.dtype, arguments.device, arguments.repeats, arguments.only)
         print(f"{'x'.join(map(str, shape))} {arguments.dtype}, {arguments.threads} threads")
         print("\n".join(map(show, rows)), flush=True)
         results.append({"shape": shape, "rows": [asdict(row) for row in rows]})

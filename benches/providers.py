@@ -4,7 +4,8 @@ Each provider takes (query [N, D], passage [M, D], target [N]) and returns the g
 softmax cross-entropy of the scores times SCALE.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.util import find_spec
 
 import torch
@@ -55,11 +56,11 @@ def python_chunks(query: Tensor, passage: Tensor, target: Tensor, rows: int = 25
     return query_grad, passage_grad
 
 
-def torch_fused() -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
+def torch_fused() -> Provider | None:
     function = getattr(F, "linear_cross_entropy", None)
     if function is None:
         return None
-    return lambda query, passage, target: function(SCALE * query, passage, target)
+    return by_autograd(lambda query, passage, target: function(SCALE * query, passage, target))
 
 
 def sentence_transformers_cached() -> Provider | None:
@@ -82,22 +83,20 @@ def sentence_transformers_cached() -> Provider | None:
     return run
 
 
-def providers(device: str, dtype: torch.dtype, compiled: bool) -> dict[str, Provider]:
-    """Those that can run here, by name."""
-    found: dict[str, Provider] = {
-        f"fastdense {name}": one_pass(name)
+def providers(device: str, dtype: torch.dtype, only: Sequence[str] = ()) -> dict[str, Provider]:
+    """Those that can run here, by name; of these, if ``only`` says so, those whose name contains one of its parts."""
+    makers: dict[str, Callable[[], Provider | None]] = {
+        f"fastdense {name}": partial(one_pass, name)
         for name, module in IMPLEMENTATIONS.items()
         if module.unavailable(torch.device(device), dtype) is None
     }
-    found["naive autograd"] = by_autograd(naive_loss)
-    if compiled:
-        found["torch.compile"] = by_autograd(torch.compile(naive_loss))
-    if fused := torch_fused():
-        found["F.linear_cross_entropy"] = by_autograd(fused)
-    found["Python chunks of 256"] = python_chunks
-    if cached := sentence_transformers_cached():
-        found["sentence-transformers"] = cached
-    return found
+    makers["naive autograd"] = partial(by_autograd, naive_loss)
+    makers["torch.compile"] = lambda: by_autograd(torch.compile(naive_loss, dynamic=False))
+    makers["F.linear_cross_entropy"] = torch_fused
+    makers["Python chunks of 256"] = lambda: python_chunks
+    makers["sentence-transformers"] = sentence_transformers_cached
+    chosen = {name: make() for name, make in makers.items() if not only or any(part in name for part in only)}
+    return {name: provider for name, provider in chosen.items() if provider is not None}
 
 
 def matrix_products(device: str) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:

@@ -1,0 +1,88 @@
+"""Write the tables of README.md and docs/loss.md from the JSON that the loss's bench has left in benches/results.
+
+python -m benches table            rewrites what lies between the markers
+python -m benches table --check    changes nothing; exit status 1 where a page and the JSON differ
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+NAME = "cpu-amd-epyc-zen4"  # whose results the pages show
+SHAPE = (4096, 8192, 768)
+DTYPES = ("float32", "bfloat16")
+START, END = "<!-- made by `python -m benches table` -->", "<!-- end of what it makes -->"
+BARE = "three products, "
+LABELS = {
+    "fastdense native": "**fastdense**",
+    "F.linear_cross_entropy": "`F.linear_cross_entropy`",
+    "torch.compile": "`torch.compile` of naive autograd",
+    "sentence-transformers": "sentence-transformers' cached loss",
+    "Python chunks of 256": "Python chunks of 256 rows",
+}
+COLUMNS = {  # what a page calls it: its name in the JSON, its form
+    "x bare": ("over_products", ".2f"),
+    "ms": ("median_ms", ".0f"),
+    "gradient error": ("error", ".1e"),
+}
+PAGES = {"README.md": ("x bare", "gradient error"), "docs/loss.md": ("x bare", "ms", "gradient error")}
+
+Row = dict[str, Any]
+
+
+def table(columns: tuple[str, ...], reports: list[Row]) -> str:
+    """A Markdown table: a line for each provider, a column for each report."""
+    found = [_rows(report) for report in reports]
+    lines = ["| | " + " | ".join(f"{report['dtype']}: {', '.join(columns)}" for report in reports) + " |"]
+    lines.append("|---" * (len(reports) + 1) + "|")
+    for provider in found[0]:
+        cells = [_cell(rows[provider], columns) if provider in rows else "" for rows in found]
+        lines.append(f"| {LABELS.get(provider, provider)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _rows(report: Row) -> dict[str, Row]:
+    """By provider; of the ways to ask for the bare products only the fastest."""
+    result = next(result for result in report["results"] if tuple(result["shape"]) == SHAPE)
+    bare = [row for row in result["rows"] if row["provider"].startswith(BARE)]
+    fastest = min(bare, key=lambda row: float(row["median_ms"]))
+    others = {row["provider"]: row for row in result["rows"] if row not in bare}
+    return {"three bare products, the faster of MKL and oneDNN": fastest, **others}
+
+
+def _cell(row: Row, columns: tuple[str, ...]) -> str:
+    if row["median_ms"] is None:
+        return f"wrong: error {row['error']:.1e}"
+    fields = [COLUMNS[column] for column in columns]
+    return ", ".join(format(row[name], form) for name, form in fields if row[name] is not None)
+
+
+def with_table(text: str, made: str) -> str:
+    """``text`` with ``made`` between the markers."""
+    before, _, rest = text.partition(START)
+    after = rest.partition(END)[2]
+    return f"{before}{START}\n\n{made}\n\n{END}{after}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="only compare")
+    arguments = parser.parse_args()
+    reports = [json.loads((ROOT / f"benches/results/{NAME}-{dtype}.json").read_text()) for dtype in DTYPES]
+    differing = []
+    for page, columns in PAGES.items():
+        old = (ROOT / page).read_text(encoding="utf-8")
+        new = with_table(old, table(columns, reports))
+        if new != old:
+            differing.append(page)
+        if not arguments.check:
+            (ROOT / page).write_text(new, encoding="utf-8")
+    if arguments.check and differing:
+        sys.exit(f"table: benches/results and {', '.join(differing)} differ: run python -m benches table")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""The benches: what they compare, and that the pages show what they have measured."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "benches", *arguments], cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.fixture
+def benches(monkeypatch):
+    """Whatever bench is asked for, as a module."""
+    import importlib
+
+    monkeypatch.syspath_prepend(str(ROOT))
+    return lambda name: importlib.import_module(f"benches.{name}")
+
+
+def test_the_pages_show_what_was_measured():
+    done = run("table", "--check")
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_page_that_says_something_else_is_found(benches, monkeypatch, tmp_path):
+    table = benches("table")
+    text = (ROOT / "README.md").read_text(encoding="utf-8").replace("| naive autograd | ", "| naive autograd | 9")
+    (tmp_path / "README.md").write_text(text, encoding="utf-8")
+    for folder in ("benches", "docs"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
+    monkeypatch.setattr(table, "ROOT", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["table", "--check"])
+    with pytest.raises(SystemExit, match="README.md differ"):
+        table.main()
+
+
+def test_a_wrong_provider_gets_no_time(benches):
+    row = {"provider": "x", "error": 0.5, "median_ms": None, "over_products": None}
+    bare = {"provider": "three products, torch.mm", "error": None, "median_ms": 2.0, "over_products": 1.0}
+    table = benches("table")
+    report = {"dtype": "bfloat16", "results": [{"shape": list(table.SHAPE), "rows": [bare, row]}]}
+    assert "| x | wrong: error 5.0e-01 |" in table.table(("x bare", "gradient error"), [report])
+
+
+def test_the_bench_and_its_picture(tmp_path):
+    pytest.importorskip("matplotlib")
+    output = tmp_path / "results" / "here.json"
+    only = ("--only", "native", "--only", "naive")
+    done = run("contrastive_loss", "--shape", "16x16x768", "--repeats", "1", *only, "--output", str(output))
+    assert done.returncode == 0, done.stderr
+    providers = [row["provider"] for row in json.loads(output.read_text())["results"][0]["rows"]]
+    assert providers[-2:] == ["fastdense native", "naive autograd"]
+    assert run("plot", str(output), "--output_dir", str(tmp_path)).returncode == 0
+    assert "naive autograd" in (tmp_path / "loss-here.svg").read_text()
+
+
+def test_results_without_a_sweep_make_no_picture(tmp_path):
+    (tmp_path / "x.json").write_text('{"results": []}')
+    done = run("plot", str(tmp_path / "x.json"), "--output_dir", str(tmp_path))
+    assert done.returncode == 1
+    assert "--sweep" in done.stderr
+
+
+@pytest.mark.slow
+def test_every_provider_takes_part_by_default():
+    pytest.importorskip("sentence_transformers")
+    code = "import torch; from benches.providers import providers; print(*providers('cpu', torch.float32), sep='\\n')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    expected = {"fastdense native", "fastdense reference", "naive autograd", "torch.compile", "F.linear_cross_entropy"}
+    assert set(done.stdout.splitlines()) == expected | {"Python chunks of 256", "sentence-transformers"}
