@@ -59,7 +59,7 @@ for dtype in bfloat16 float16 float32; do
   shapes=(--shape 4096x8192x768)
   [ "$dtype" = float32 ] || shapes+=(--shape 32768x65536x768)
   step "bench-$dtype" 55 "$python" benches/contrastive_loss.py --device cuda --dtype "$dtype" "${shapes[@]}" \
-    --repeats 5 --output "$results/$device-$dtype.json"
+    --only fastdense --only naive --only compile --only linear_cross --repeats 5 --output "$results/$device-$dtype.json"
 done
 
 if [ "${#failed[@]}" -gt 0 ]; then
