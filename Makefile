@@ -14,22 +14,25 @@ PY           := $(PYTHON)
 CLANG_FORMAT := clang-format
 PARALLEL     := $(if $(shell $(PYTHON) -c 'import xdist' 2>/dev/null && echo yes),-n auto)
 DEMO         := here
+DEMO_JAX     := here
 DEV          := here
 else
 PY           := $(VENV)/bin/python
 CLANG_FORMAT := $(VENV)/bin/clang-format
 PARALLEL     := -n auto
 DEMO         := $(VENV)/.demo
+DEMO_JAX     := $(VENV)/.demo-jax
 DEV          := $(VENV)/.dev
 endif
 
 BUILD_FILES  := pyproject.toml CMakeLists.txt $(shell find cmake csrc -type f)
 NATIVE_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help demo demo-short test lint lint-python lint-types lint-native bench here clean
+.PHONY: help demo demo-short demo-jax demo-jax-short test lint lint-python lint-types lint-native bench here clean
 help:
 	@echo "make demo        train a small retriever on Python's own documentation and ask it questions (5 minutes)"
 	@echo "make demo-short  the same in about a minute, for CI"
+	@echo "make demo-jax    the demo with JAX on eight simulated devices; make demo-jax-short in about two minutes"
 	@echo "make test        every test this machine can run"
 	@echo "make lint        style, import direction, types, C++ format"
 	@echo "make bench       time the loss and its gradients against plain torch"
@@ -40,6 +43,10 @@ demo: $(DEMO)
 	$(PY) -m fastdense.demo $(DEMO_ARGS)
 demo-short: $(DEMO)
 	$(PY) -m fastdense.demo --short $(DEMO_ARGS)
+demo-jax: $(DEMO_JAX)
+	$(PY) -m fastdense.demo --jax --output_dir demo-jax-output $(DEMO_ARGS)
+demo-jax-short: $(DEMO_JAX)
+	$(PY) -m fastdense.demo --jax --short --output_dir demo-jax-output $(DEMO_ARGS)
 test: $(DEV)
 	$(PY) -m pytest -q $(PARALLEL) $(TEST_ARGS)
 bench: $(DEV)
@@ -62,9 +69,12 @@ $(VENV)/.torch:
 $(VENV)/.demo: $(VENV)/.torch $(BUILD_FILES)
 	$(PY) -m pip install -q -e ".[train,retrieval,demo]"
 	@touch $@
+$(VENV)/.demo-jax: $(VENV)/.torch $(BUILD_FILES)
+	$(PY) -m pip install -q -e ".[train,retrieval,demo,jax]"
+	@touch $@ $(VENV)/.demo
 $(VENV)/.dev: $(VENV)/.torch $(BUILD_FILES)
 	$(PY) -m pip install -q -e ".[test,lint]"
-	@touch $@ $(VENV)/.demo
+	@touch $@ $(VENV)/.demo $(VENV)/.demo-jax
 
 # The interpreter must already hold torch, scikit-build-core, pybind11, cmake and ninja.
 here:

@@ -8,7 +8,7 @@ import pytest
 
 from fastdense.demo.__main__ import Size, demonstrate
 from fastdense.demo.baseline import identifier_words, measure_bm25, stock_words
-from fastdense.demo.commands import command_line, show_and_run
+from fastdense.demo.commands import JAX, TORCH, command_line, show_and_run
 from fastdense.demo.picture import draw_training_curve
 from fastdense.demo.questions import QUESTIONS
 from fastdense.demo.report import print_result
@@ -25,6 +25,12 @@ def test_a_shown_command_can_be_copied() -> None:
         *("-m", "fastdense.train", "--do_train", "--train_dir", "a b/train.jsonl"),
         *("--measures", "mrr@10", "recall@10", "--seed", "42"),
     ]
+
+
+def test_a_shown_command_brings_its_environment() -> None:
+    script = 'python() { echo "$XLA_FLAGS"; }\n' + command_line(JAX.train, {}, JAX.environment)
+    shown = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True).stdout
+    assert shown.strip() == f"--xla_force_host_platform_device_count={JAX.devices}"
 
 
 def test_a_failed_command_ends_the_demo(capfd: pytest.CaptureFixture[str]) -> None:
@@ -77,7 +83,7 @@ def test_the_verdict_is_honest(mrr: float, recall: float, verdict: str, capsys: 
 def test_the_demo_runs_to_its_end_and_checks_its_own_claim(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     size = Size(sources=("json", "xml"), steps=5, eval_steps=5, gain=1000)
     with pytest.raises(UserError, match="1000 times better"):
-        demonstrate(tmp_path / "demo", size)
+        demonstrate(tmp_path / "demo", size, TORCH)
     output = capfd.readouterr().out
     for text in (*QUESTIONS, "before training", "after training", "BM25", str(tmp_path / "demo" / "model")):
         assert text in output

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fastdense.command import run
 from fastdense.demo.baseline import identifier_words, measure_bm25, stock_words
-from fastdense.demo.commands import ENCODER, command_line, retrieve, show_and_run, training_flags
+from fastdense.demo.commands import ENCODER, JAX, TORCH, Driver, command_line, retrieve, show_and_run, training_flags
 from fastdense.demo.picture import draw_training_curve
 from fastdense.demo.questions import print_answers, write_questions
 from fastdense.demo.report import MEASURES, print_heading, print_result, print_whereabouts, read_measures
@@ -41,13 +41,14 @@ def main() -> None:
     )
     parser.add_argument("--output_dir", type=Path, default=Path("demo-output"), help="default: %(default)s")
     parser.add_argument("--short", action="store_true", help="less text and fewer steps, for a quick check")
+    parser.add_argument("--jax", action="store_true", help="train and encode with JAX, on eight simulated devices")
     arguments = parser.parse_args()
     started = time.monotonic()
-    demonstrate(arguments.output_dir, SHORT if arguments.short else FULL)
+    demonstrate(arguments.output_dir, SHORT if arguments.short else FULL, JAX if arguments.jax else TORCH)
     print(f"The demo took {time.monotonic() - started:.0f} s.")
 
 
-def demonstrate(output_dir: Path, size: Size) -> None:
+def demonstrate(output_dir: Path, size: Size, driver: Driver) -> None:
     """Make data, measure, train, measure again, answer questions, compare.
 
     Raises:
@@ -58,13 +59,13 @@ def demonstrate(output_dir: Path, size: Size) -> None:
     show_and_run("fastdense.builtin_data", {"output_dir": data, "source": list(size.sources)})
     write_questions(questions)
     print_heading("2. Before: a BERT with random weights searches, for queries on held-out modules")
-    retrieve(data / "model", data / "test", questions, output_dir / "before", ENCODER)
+    retrieve(driver, data / "model", data / "test", questions, output_dir / "before", ENCODER)
     print_heading("3. Training on the other modules")
-    training = training_flags(data, model, size.steps, size.eval_steps)
-    show_and_run("fastdense.train", training)
+    training = training_flags(driver, data, model, size.steps, size.eval_steps)
+    show_and_run(driver.train, training, driver.environment)
     draw_training_curve(model / "trainer_state.json", output_dir / "training_curve.png")
     print_heading("4. After: the trained model searches for the same")
-    retrieve(model, data / "test", questions, output_dir / "after", {})
+    retrieve(driver, model, data / "test", questions, output_dir / "after", {})
 
     texts = read_eval_directory(data / "test")
     print_heading("5. Typed questions")
@@ -75,7 +76,7 @@ def demonstrate(output_dir: Path, size: Size) -> None:
     measured["bm25_words"] = measure_bm25(texts, MEASURES, identifier_words)
     (output_dir / "result.json").write_text(json.dumps(measured, indent=2) + "\n", encoding="utf-8")
     print_result(measured, len(texts.queries), len(texts.passages))
-    print_whereabouts(output_dir, command_line("fastdense.train", training))
+    print_whereabouts(output_dir, command_line(driver.train, training, driver.environment))
     if measured["after"]["mrr@10"] < size.gain * measured["before"]["mrr@10"]:
         raise UserError(
             f"training was to make MRR@10 {size.gain} times better and did not: this is a defect, report it"
