@@ -150,10 +150,13 @@ def make_problem(
     if passage_id is not None:
         _check_vector("passage_id", passage_id, columns, "a passage")
         _check_integer("passage_id", passage_id)
+        _check_ids(passage_id)
     if weight is not None:
         _check_weight(weight, rows)
     if is_passage is not None:
         _check_vector("is_passage", is_passage, columns, "a passage")
+        if is_passage.dtype != bool:
+            raise TypeError(f"is_passage must have the dtype bool, got {is_passage.dtype.name}")
     in_range = jnp.asarray((target >= 0) & (target < columns))
     return Problem(
         query=jnp.asarray(query),
@@ -209,6 +212,11 @@ def _check_target(target: Array, rows: int, columns: int) -> None:
     if _values_readable(target) and target.size > 0:
         values = np.asarray(target)
         rules.check_target_range(int(values.min()), int(values.max()), columns)
+
+
+def _check_ids(passage_id: Array) -> None:
+    if passage_id.dtype.itemsize == 4 and _values_readable(passage_id) and bool((passage_id == NO_PASSAGE).any()):
+        raise ValueError(f"passage_id must not be {NO_PASSAGE}, which stands for padding")
 
 
 def _check_weight(weight: Array, rows: int) -> None:
