@@ -1,45 +1,35 @@
-"""``python -m fastdense.encode``: texts to a file of vectors."""
+"""``python -m fastdense.encode``: texts to files of vectors."""
 
+import functools
 from collections.abc import Sequence
 
 from fastdense.command import run
 from fastdense.data.sources import find_source
 from fastdense.retrieval.arguments import EncodeArguments, EncoderArguments
 from fastdense.retrieval.encode import encode_texts
-from fastdense.retrieval.loading import load_encoder
+from fastdense.retrieval.encode_files import encode_to_files
+from fastdense.retrieval.loading import describe_encoder, load_encoder
 from fastdense.retrieval.output import check_writable
-from fastdense.retrieval.progress import progress_bar
-from fastdense.retrieval.representations import Representations, write_representations
-from fastdense.retrieval.texts import read_texts
 from fastdense.training.parser import parse_arguments
 
 PROG = "fastdense.encode"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Arguments -> model and texts -> vectors -> a file."""
+    """Arguments -> model and texts -> vectors -> files."""
     model, data = parse_arguments(
         PROG, "Encode queries or passages with a trained retriever.", (EncoderArguments, EncodeArguments), arguments
     )
     check_writable(data.encoded_save_path)
     encoder, tokenize, precision = load_encoder(model, data)
-    texts = read_texts(
+    encode_to_files(
+        functools.partial(
+            encode_texts, encoder, tokenize, batch_size=model.per_device_eval_batch_size, precision=precision
+        ),
         find_source(data.encode_in_path, data.dataset_name, model.cache_dir),
-        is_query=data.encode_is_qry,
-        num_shards=data.encode_num_shard,
-        shard_index=data.encode_shard_index,
+        data,
+        functools.partial(describe_encoder, encoder, tokenize, precision),
     )
-    with progress_bar("Encoding", len(texts)) as on_batch:
-        vectors = encode_texts(
-            encoder,
-            tokenize,
-            texts,
-            batch_size=model.per_device_eval_batch_size,
-            precision=precision,
-            on_batch=on_batch,
-        )
-    write_representations(data.encoded_save_path, Representations([text.text_id for text in texts], vectors))
-    print(f"{len(texts)} vectors of {vectors.shape[1]} dimensions are in {data.encoded_save_path}")
 
 
 if __name__ == "__main__":

@@ -130,6 +130,8 @@ FLAGS = [
     ("encode --per_device_eval_batch_size 0", "--per_device_eval_batch_size", "at least 1"),
     ("encode --encode_num_shard 2 --encode_shard_index 2", "--encode_shard_index 2", "from 0 to 1"),
     ("encode --encode_num_shard 9 --encode_shard_index 8", "corpus.jsonl", "no row in shard 8 of 9"),
+    ("encode --encode_rows_per_shard 0", "--encode_rows_per_shard must be at least 1"),
+    ("encode --encode_rows_per_shard 5 --encode_num_shard 2", "leave --encode_num_shard out"),
     ("encode --model_revision v2", "--model_revision v2", "is a directory"),
     ("encode --dataset_name a/b", "one of --encode_in_path", "--dataset_name"),
     ("encode --encode_is_qry", "corpus.jsonl, line 1", "leave --encode_is_qry out"),

@@ -1,4 +1,4 @@
-"""Training runs that can be killed: processes forked from one that has imported everything already."""
+"""Commands that can be killed: processes forked from one that has imported everything already."""
 
 import importlib
 import multiprocessing
@@ -33,11 +33,16 @@ class Death:
 
 
 def start(
-    arguments: Sequence[object], *, log: Path, environment: dict[str, str] | None = None, death: Death | None = None
+    arguments: Sequence[object],
+    *,
+    log: Path,
+    environment: dict[str, str] | None = None,
+    death: Death | None = None,
+    command: str = "train",
 ) -> ForkServerProcess:
-    """Start ``python -m fastdense.train`` with ``arguments``; what it prints goes to the file ``log``."""
+    """Start ``python -m fastdense.COMMAND`` with ``arguments``; what it prints goes to the file ``log``."""
     words = [str(argument) for argument in arguments]
-    process = _CONTEXT.Process(target=_train, args=(words, log, environment or {}, death))
+    process = _CONTEXT.Process(target=_run, args=(command, words, log, environment or {}, death))
     process.start()
     return process
 
@@ -51,15 +56,14 @@ def end(process: ForkServerProcess, seconds: float = 120) -> int:
     return process.exitcode
 
 
-def _train(words: list[str], log: Path, environment: dict[str, str], death: Death | None) -> None:
+def _run(command: str, words: list[str], log: Path, environment: dict[str, str], death: Death | None) -> None:
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, sys.stdout.fileno())
     os.dup2(descriptor, sys.stderr.fileno())
     os.environ.update(environment)
     if death is not None:
         _arm(death)
-    from fastdense.train import main
-
+    main = importlib.import_module(f"fastdense.{command}").main
     run(lambda: main(words))
 
 

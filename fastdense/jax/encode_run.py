@@ -15,7 +15,7 @@ from fastdense.jax.encoder import JaxRetriever
 from fastdense.jax.mesh import make_mesh, replicate
 from fastdense.modeling.encoder import Retriever
 from fastdense.retrieval.arguments import EncodeArguments, EncoderArguments
-from fastdense.retrieval.loading import check_single_process, read_encoder
+from fastdense.retrieval.loading import describe_encoder, read_encoder
 
 
 @dataclass
@@ -38,13 +38,18 @@ class JaxEncoderArguments(EncoderArguments):
             self.dtype, self.bf16 = "bfloat16", False
 
 
-def load_jax_encoder(model: JaxEncoderArguments, data: EncodeArguments) -> Callable[..., NDArray[np.float32]]:
-    """``encode(texts, on_batch=None)``: the vectors of texts, computed on all devices of this host."""
-    check_single_process()
+def load_jax_encoder(
+    model: JaxEncoderArguments, data: EncodeArguments
+) -> tuple[Callable[..., NDArray[np.float32]], Callable[[], dict[str, str]]]:
+    """``encode(texts, on_batch=None)``, the vectors of texts, computed on all devices of this host; and
+    ``describe()``, what they depend on."""
     encoder, tokenize = read_encoder(model, data)
     retriever = Retriever(encoder, encoder)  # the other side's weights are not needed
     jax_retriever = JaxRetriever.from_torch(retriever, dtype=jnp.dtype(model.dtype))
     mesh = make_mesh()
     params: Any = replicate(jax_retriever.params, mesh)
     encode = TextEncoder(jax_retriever, mesh, model.per_device_eval_batch_size, encoder.dimension)
-    return functools.partial(encode, params, "query" if data.encode_is_qry else "passage", tokenize)
+    return (
+        functools.partial(encode, params, "query" if data.encode_is_qry else "passage", tokenize),
+        functools.partial(describe_encoder, encoder, tokenize, model.dtype),
+    )

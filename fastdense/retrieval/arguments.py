@@ -76,6 +76,13 @@ class EncodeArguments:
     encode_shard_index: int = field(
         default=0, metadata=_flag("Which part this is: rows INDEX, INDEX + NUM_SHARD, ... (from 0).")
     )
+    encode_rows_per_shard: int | None = field(
+        default=None,
+        metadata=_flag(
+            "Write a file for every so many rows instead of one (name-00000-of-00012.npy ...), under torchrun each "
+            "process its share; files that are there already are kept, so a run that was killed goes on."
+        ),
+    )
     q_max_len: int | None = field(
         default=None, metadata=_flag("Tokens of a query at most (default: what the model says, else 32).")
     )
@@ -109,6 +116,11 @@ class EncodeArguments:
             raise UserError("give the texts to encode by one of --encode_in_path FILE... and --dataset_name NAME")
         if self.encode_num_shard < 1:
             raise UserError(f"--encode_num_shard must be at least 1, not {self.encode_num_shard}")
+        if self.encode_rows_per_shard is not None:
+            if self.encode_rows_per_shard < 1:
+                raise UserError(f"--encode_rows_per_shard must be at least 1, not {self.encode_rows_per_shard}")
+            if self.encode_num_shard > 1:
+                raise UserError("--encode_rows_per_shard encodes all shards: leave --encode_num_shard out")
         if not 0 <= self.encode_shard_index < self.encode_num_shard:
             raise UserError(
                 f"--encode_shard_index {self.encode_shard_index} is out of range: with --encode_num_shard "

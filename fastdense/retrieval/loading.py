@@ -1,6 +1,6 @@
 """From arguments to the parts of an encoding run: encoder and tokenizer."""
 
-import os
+from hashlib import blake2b
 from typing import Any
 
 import torch
@@ -12,14 +12,14 @@ from fastdense.modeling.settings import RetrieverSettings, read_settings
 from fastdense.modeling.tokenizer import load_tokenizer
 from fastdense.retrieval.arguments import EncodeArguments, EncoderArguments
 from fastdense.retrieval.encode import TextTokenizer, autocast_dtype, check_fits
+from fastdense.retrieval.launch import Launch
 
 Q_MAX_LEN, P_MAX_LEN = 32, 128  # Tevatron v1's, for models that do not say theirs
 
 
 def load_encoder(model: EncoderArguments, data: EncodeArguments) -> tuple[Encoder, TextTokenizer, torch.dtype | None]:
-    """The encoder of queries or passages on its device, its tokenizer, and the dtype to autocast to."""
-    check_single_process()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """The encoder of queries or passages on this process's device, its tokenizer, and the dtype to autocast to."""
+    device = _device(Launch.of_environment())
     precision = autocast_dtype(model.fp16, model.bf16, device)
     encoder, tokenize = read_encoder(model, data)
     return encoder.to(device), tokenize, precision
@@ -68,10 +68,30 @@ def _text_tokenizer(tokenizer: Any, data: EncodeArguments, settings: RetrieverSe
     )
 
 
-def check_single_process() -> None:
-    """Raise UserError under a launcher: all ranks would encode the same texts into the same file."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+def describe_encoder(encoder: Encoder, tokenize: TextTokenizer, precision: object) -> dict[str, str]:
+    """All that the vector of a text depends on, by names for messages."""
+    weights = blake2b(digest_size=16)
+    for name, tensor in encoder.state_dict().items():
+        weights.update(name.encode())
+        weights.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return {
+        "model": weights.hexdigest(),
+        "pooling": encoder.pooling,
+        "normalize": str(encoder.normalize),
+        "tokenizer": type(tokenize.tokenizer).__name__,
+        tokenize.flag: str(tokenize.max_length),
+        "prefix": tokenize.prefix,
+        "separator": tokenize.separator,
+        "precision": str(precision or "float32"),
+    }
+
+
+def _device(launch: Launch) -> torch.device:
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    if launch.local_rank >= torch.cuda.device_count():
         raise UserError(
-            "encoding runs as one process: start one for each GPU, with its own CUDA_VISIBLE_DEVICES, "
-            "--encode_num_shard and --encode_shard_index"
+            f"there are {torch.cuda.device_count()} GPUs but more processes on this machine: start torchrun with "
+            f"--nproc_per_node {torch.cuda.device_count()}"
         )
+    return torch.device("cuda", launch.local_rank)

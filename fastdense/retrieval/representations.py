@@ -7,6 +7,8 @@ for anything else Tevatron's pickle ``(float32 array [N, d], list of N ids)``.
 import glob
 import json
 import pickle
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from fastdense.retrieval.pickles import read_array_pickle
 from fastdense.retrieval.rankings import is_rankable
 
 IDS_ENDING = ".ids.txt"
+SHARD_NAME = re.compile(r"(?P<stem>.+)-\d{5,}-of-(?P<count>\d{5,})(?P<suffix>\.[^.]*)?", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,27 @@ def representation_files(pattern: str) -> list[Path]:
     files = [path for path in paths if path.is_file()]
     if not files:
         raise UserError(f"no file of representations matches {pattern!r}; give a path or a quoted glob such as 'emb/*'")
+    _check_all_shards(files)
     return files
+
+
+def shard_paths(path: str | Path, count: int) -> list[Path]:
+    """The files that stand for ``path`` when it is written as ``count`` shards: ``stem-00000-of-00012.npy`` ..."""
+    path = Path(path)
+    return [path.with_name(f"{path.stem}-{number:05}-of-{count:05}{path.suffix}") for number in range(count)]
+
+
+def _check_all_shards(files: Sequence[Path]) -> None:
+    """Refuse a part of the shards that one encoding writes: the rest of its corpus would never be found."""
+    matches = [(file, SHARD_NAME.fullmatch(file.name)) for file in files]
+    wholes = {(file.with_name(m["stem"] + (m["suffix"] or "")), int(m["count"])) for file, m in matches if m}
+    for whole, count in sorted(wholes):
+        missing = [path for path in shard_paths(whole, count) if not path.is_file()]
+        if missing:
+            raise UserError(
+                f"{missing[0]} is missing ({len(missing)} of {count} shards are): let the command that began them "
+                "finish, it encodes only those"
+            )
 
 
 def write_representations(path: str | Path, representations: Representations) -> None:
@@ -53,6 +76,31 @@ def write_representations(path: str | Path, representations: Representations) ->
         case _:
             with atomic_file(path) as temporary, temporary.open("wb") as file:
                 pickle.dump((representations.vectors, representations.ids), file, protocol=4)
+
+
+def write_windows(path: str | Path, ids: list[str], windows: Iterable[NDArray[np.float32]]) -> int:
+    """Write ``path`` whole or not at all from the vectors of consecutive texts, [n, D] each; returns D.
+
+    A ``.npy`` file grows window by window, and no more of it is ever in memory; other formats are written at the end.
+    """
+    path = Path(path)
+    check_ids(ids, str(path))
+    if path.suffix != ".npy":
+        vectors = np.concatenate(list(windows))
+        write_representations(path, Representations(ids, vectors))
+        return vectors.shape[1]
+    with atomic_file(path) as temporary:
+        # Not through a memory map: on a full disk that is a bus error.
+        with temporary.open("wb") as file:
+            width = 0
+            for window in windows:
+                if not width:
+                    width = window.shape[1]
+                    header = {"descr": "<f4", "fortran_order": False, "shape": (len(ids), width)}
+                    np.lib.format.write_array_header_1_0(file, header)
+                file.write(np.ascontiguousarray(window, dtype="<f4").data)
+        _write_ids(path, ids)
+    return width
 
 
 def read_representations(path: str | Path) -> Representations:
@@ -107,11 +155,15 @@ def _ids_path(path: Path) -> Path:
 
 
 def _write_npy(path: Path, representations: Representations) -> None:
-    # The ids first: vectors without ids could not be told from a finished file.
-    with atomic_file(_ids_path(path)) as temporary:
-        temporary.write_text("".join(f"{i}\n" for i in representations.ids), encoding="utf-8")
     with atomic_file(path) as temporary:
         np.save(temporary, representations.vectors)
+        _write_ids(path, representations.ids)
+
+
+def _write_ids(path: Path, ids: list[str]) -> None:
+    """Before the vectors appear: vectors without ids could not be told from a finished file."""
+    with atomic_file(_ids_path(path)) as temporary:
+        temporary.write_text("".join(f"{i}\n" for i in ids), encoding="utf-8")
 
 
 def _read_npy(path: Path) -> tuple[np.ndarray, list[str]]:

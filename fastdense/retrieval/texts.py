@@ -1,8 +1,13 @@
 """Rows of a corpus or a query file, and the texts they stand for."""
 
+from array import array
+from collections.abc import Iterable
 from dataclasses import dataclass
+from hashlib import blake2b
 from itertools import islice
 from typing import Any
+
+import numpy as np
 
 from fastdense.data.files import Source
 from fastdense.data.rows import kind
@@ -32,18 +37,56 @@ def read_texts(source: Source, *, is_query: bool, num_shards: int = 1, shard_ind
         UserError: a row is none of these (with file, line and field), an id comes twice, a file of passages was given
             as queries or the other way round, or there is no row.
     """
-    origins: dict[str, str] = {}
-    texts = []
-    for origin, row in islice(source.read(), shard_index, None, num_shards):
-        text = parse_text(row, origin, is_query=is_query)
-        first = origins.setdefault(text.text_id, origin)
-        if first is not origin:
-            raise UserError(f"{origin}: the id {text.text_id!r} is that of {first} already; every text needs its own")
-        texts.append(text)
+    texts = parse_texts(islice(source.read(), shard_index, None, num_shards), is_query=is_query)
     if not texts:
         part = f"in shard {shard_index} of {num_shards}" if num_shards > 1 else "in it"
         raise UserError(f"{source.name}: there is no row {part} to encode")
     return texts
+
+
+def parse_texts(rows: Iterable[tuple[str, Any]], *, is_query: bool) -> list[Text]:
+    """Read parsed rows, each with its origin. Raises UserError for a row that is none, or an id that comes twice."""
+    origins: dict[str, str] = {}
+    texts = []
+    for origin, row in rows:
+        text = parse_text(row, origin, is_query=is_query)
+        _note(origins, text.text_id, origin)
+        texts.append(text)
+    return texts
+
+
+def survey_texts(source: Source, *, is_query: bool) -> tuple[int, str]:
+    """How many texts ``source`` holds, and a digest of them all; in 8 bytes a text.
+
+    Raises:
+        UserError: as :func:`read_texts`.
+    """
+    digest = blake2b(digest_size=16)
+    hashes = array("q")
+    for origin, row in source.read():
+        text = parse_text(row, origin, is_query=is_query)
+        hashes.append(hash(text.text_id))
+        digest.update(repr((text.text_id, text.title, text.text, text.token_ids)).encode())
+    if not hashes:
+        raise UserError(f"{source.name}: there is no row in it to encode")
+    ordered = np.sort(np.frombuffer(hashes, dtype=np.int64))
+    _check_ids(source, set(ordered[1:][ordered[1:] == ordered[:-1]].tolist()), is_query)
+    return len(hashes), digest.hexdigest()
+
+
+def _check_ids(source: Source, suspects: set[int], is_query: bool) -> None:
+    """Refuse an id that comes twice; all that do have their hash among ``suspects``."""
+    origins: dict[str, str] = {}
+    for origin, row in source.read() if suspects else ():
+        text_id = parse_text(row, origin, is_query=is_query).text_id
+        if hash(text_id) in suspects:
+            _note(origins, text_id, origin)
+
+
+def _note(origins: dict[str, str], text_id: str, origin: str) -> None:
+    first = origins.setdefault(text_id, origin)
+    if first is not origin:
+        raise UserError(f"{origin}: the id {text_id!r} is that of {first} already; every text needs its own")
 
 
 def parse_text(row: Any, origin: str, *, is_query: bool) -> Text:

@@ -240,6 +240,8 @@ ENCODE_MISTAKES = [
     ([*MODEL, *SAVE, "--encode_in_path", "{files}/none"], "none: there is no such file or directory"),
     ([*MODEL, *CORPUS, *SAVE, "--encode_num_shard", "3", "--encode_shard_index", "3"], "it goes from 0 to 2"),
     ([*MODEL, *CORPUS, *SAVE, "--encode_shard_index", "-1"], "--encode_shard_index -1 is out of range"),
+    ([*MODEL, *CORPUS, *SAVE, "--encode_rows_per_shard", "0"], "--encode_rows_per_shard must be at least 1, not 0"),
+    ([*MODEL, *CORPUS, *SAVE, "--encode_rows_per_shard", "9", "--encode_num_shard", "3"], "leave --encode_num_shard"),
     ([*MODEL, *CORPUS, *SAVE, "--encode_num_shard", "0"], "--encode_num_shard must be at least 1, not 0"),
     ([*MODEL, *CORPUS, *SAVE, "--per_device_eval_batch_size", "0"], "--per_device_eval_batch_size must be at least 1"),
     ([*MODEL, *CORPUS, *SAVE, "--p_max_len", "2"], "--p_max_len is 2, but the tokenizer adds 2 special tokens"),
@@ -313,9 +315,9 @@ def test_mistakes_end_in_one_sentence(vectors, tiny_bert_dir, command, arguments
     assert not list((vectors / "out").glob("*")) if (vectors / "out").exists() else True
 
 
-def test_several_processes_are_refused(files, tiny_bert_dir, monkeypatch):
+def test_several_processes_do_not_write_one_file(files, tiny_bert_dir, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="encoding runs as one process"):
+    with pytest.raises(UserError, match="2 processes cannot write one file: give --encode_rows_per_shard"):
         encode(
             *("--model_name_or_path", tiny_bert_dir, "--encode_in_path", files / "corpus.jsonl"),
             *("--encoded_save_path", files / "x"),
