@@ -21,6 +21,19 @@ _RENAMED = {
 }
 
 POOLING = Literal["cls", "mean", "last"]
+AUTO = "auto"
+_KINDS: dict[type, str] = {int: "an integer", float: "a number"}
+
+
+class NotGiven(int):
+    """A documented default that limits nothing: the same number counts once a user gives it."""
+
+
+def _is_number(value: str, kind: type, least: float) -> bool:
+    try:
+        return least <= kind(value) < float("inf")
+    except ValueError:
+        return False
 
 
 def _flag(help: str, **metadata: object) -> dict[str, object]:
@@ -142,8 +155,31 @@ class ContrastiveArguments:
     grad_cache: bool = field(
         default=False, metadata=_flag("Gradient caching: batches of any size in the memory of one chunk.")
     )
-    gc_q_chunk_size: int = field(default=4, metadata=_flag("Most queries in a chunk of --grad_cache."))
-    gc_p_chunk_size: int = field(default=32, metadata=_flag("Most passages in a chunk of --grad_cache."))
+    gc_q_chunk_size: int = field(
+        default=NotGiven(4),
+        metadata=_flag(
+            "Most queries in a chunk of --grad_cache. If it is not given, rows are not counted: --gc_tokens_per_chunk "
+            "limits a chunk (default: v1's 4, which fastdense.jax_train uses)."
+        ),
+    )
+    gc_p_chunk_size: int = field(
+        default=NotGiven(32),
+        metadata=_flag("Most passages in a chunk, as above (default: v1's 32, which fastdense.jax_train uses)."),
+    )
+    gc_tokens_per_chunk: str = field(
+        default=AUTO,
+        metadata=_flag(
+            "Most padded tokens in a chunk of --grad_cache, queries and passages together (default: auto, 4096, which "
+            "is v1's 32 passages of 128 tokens; on a GPU as many for every 20 GiB of its memory, up to 16384)."
+        ),
+    )
+    gc_keep_graph_gib: str = field(
+        default=AUTO,
+        metadata=_flag(
+            "GiB for the activations of chunks that need not run twice; 0 for none (default: auto, half of a CPU's "
+            "available memory or 80 %% of a GPU's, measured in the first step, less what training will need)."
+        ),
+    )
 
     _argument_group_name = "loss and gradient cache"
 
@@ -153,6 +189,12 @@ class ContrastiveArguments:
         for name in ("gc_q_chunk_size", "gc_p_chunk_size"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name} must be at least 1, not {getattr(self, name)}")
+        for name, kind, least in (("gc_tokens_per_chunk", int, 1), ("gc_keep_graph_gib", float, 0)):
+            value = getattr(self, name)
+            if value != AUTO and not _is_number(value, kind, least):
+                raise UserError(f"--{name} must be {AUTO} or {_KINDS[kind]} of at least {least}, not {value!r}")
+            if value != AUTO and not self.grad_cache:
+                raise UserError(f"--{name} is for the chunks of --grad_cache: pass that, too, or leave it out")
 
 
 @dataclass
@@ -171,6 +213,10 @@ class RetrieverTrainingArguments(TrainingArguments):
         metadata=_flag(
             "Held-out set for --eval_strategy: corpus.jsonl, queries.jsonl and qrels.txt (or the BEIR layout)."
         ),
+    )
+    dry_run: bool = field(
+        default=False,
+        metadata=_flag("Print the plan (parameters, chunks, expected memory) instead of training; write nothing."),
     )
     # A short last batch would have fewer negatives than all others; v1 drops it, too.
     dataloader_drop_last: bool = field(

@@ -8,19 +8,27 @@ from fastdense.data.collation import Collator
 from fastdense.data.training_rows import load_training_rows
 from fastdense.data.training_set import TrainingSet
 from fastdense.errors import UserError
+from fastdense.grad_cache import GraphBudget
+from fastdense.grad_cache.memory import available_bytes
 from fastdense.modeling.encoder import Retriever
 from fastdense.modeling.load import load_retriever
 from fastdense.modeling.settings import RetrieverSettings, read_settings
 from fastdense.modeling.tokenizer import load_tokenizer
 from fastdense.retrieval.encode import check_fits
 from fastdense.training.arguments import (
+    AUTO,
     ContrastiveArguments,
     DataArguments,
     ModelArguments,
+    NotGiven,
     RetrieverTrainingArguments,
 )
+from fastdense.training.distinct import DescribingCollator
 from fastdense.training.evaluation import text_tokenizers
-from fastdense.training.step import ContrastiveStep
+from fastdense.training.step import CacheSettings, ContrastiveStep
+
+_TOKENS_PER_CHUNK = 4096  # v1's default chunk: 32 passages of 128 tokens
+_MEMORY_A_CHUNK = 20 * 2**30
 
 
 def load_model(model: ModelArguments, data: DataArguments) -> tuple[Retriever, Any, RetrieverSettings]:
@@ -67,7 +75,7 @@ def load_training_set(
     settings: RetrieverSettings,
 ) -> tuple[Dataset, Collator]:
     """The rows as examples, and the collator that makes batches of them. One process tokenizes, the others wait."""
-    collator = Collator(tokenizer, q_max_len=data.q_max_len, p_max_len=data.p_max_len)
+    collator = DescribingCollator(tokenizer, q_max_len=data.q_max_len, p_max_len=data.p_max_len)
     with args.main_process_first(desc="tokenizing the training rows"):
         rows = load_training_rows(
             tokenizer,
@@ -113,11 +121,30 @@ def make_step(contrastive: ContrastiveArguments, args: RetrieverTrainingArgument
         )
     if contrastive.grad_cache and args.ddp_static_graph:
         raise UserError("--ddp_static_graph does not work with --grad_cache, whose chunks differ from step to step")
-    chunk_rows = (contrastive.gc_q_chunk_size, contrastive.gc_p_chunk_size) if contrastive.grad_cache else None
     return ContrastiveStep(
         scale=1 / contrastive.temperature,
         label_smoothing=args.label_smoothing_factor,
         mask_duplicates=contrastive.mask_duplicates,
-        chunk_rows=chunk_rows,
+        cache=_cache_settings(contrastive, args.device.type) if contrastive.grad_cache else None,
         negatives_x_device=contrastive.negatives_x_device,
     )
+
+
+def _cache_settings(contrastive: ContrastiveArguments, device_type: str) -> CacheSettings:
+    tokens, gib = contrastive.gc_tokens_per_chunk, contrastive.gc_keep_graph_gib
+    query_rows, passage_rows = (
+        None if isinstance(rows, NotGiven) else rows
+        for rows in (contrastive.gc_q_chunk_size, contrastive.gc_p_chunk_size)
+    )
+    return CacheSettings(
+        max_tokens=_tokens_per_chunk(device_type) if tokens == AUTO else int(tokens),
+        query_rows=query_rows,
+        passage_rows=passage_rows,
+        graphs=GraphBudget(None if gib == AUTO else float(gib)),
+    )
+
+
+def _tokens_per_chunk(device_type: str) -> int:
+    """Enough for a CPU's matrix products; a GPU needs more of them to be busy, if it has the memory."""
+    memory = 0 if device_type == "cpu" else available_bytes(device_type) or 0
+    return _TOKENS_PER_CHUNK * min(4, max(1, memory // _MEMORY_A_CHUNK))

@@ -2,13 +2,50 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from fastdense.distributed import PassageExchange
-from fastdense.grad_cache import attach_gradients, cached_forward
+from fastdense.grad_cache import GraphBudget, attach_gradients, cached_forward
 from fastdense.loss import ContrastiveResult, contrastive_loss_and_grad
+from fastdense.modeling.encoder import Retriever
+from fastdense.training.distinct import SIDES, DistinctRows, HostRows
+
+
+@dataclass(frozen=True)
+class CacheSettings:
+    """How the gradient cache cuts a batch into chunks, and what it keeps of them.
+
+    Attributes:
+        max_tokens: most padded tokens of a chunk.
+        query_rows, passage_rows: most queries and passages in a chunk; None for as many as ``max_tokens`` allows.
+        graphs: memory for graphs of the first pass.
+    """
+
+    max_tokens: int | None
+    query_rows: int | None = None
+    passage_rows: int | None = None
+    graphs: GraphBudget | None = None
+
+
+class StepResult(NamedTuple):
+    """What a step tells the trainer."""
+
+    loss: Tensor
+    """mean over the batch's queries, attached to the model"""
+    accuracy: Tensor
+    """share of the queries whose target scores highest"""
+    tokens: int
+    """that were encoded, without padding"""
+    padded_tokens: int
+    """that were encoded, with padding"""
+
+
+class _Encoded(NamedTuple):
+    query: Tensor
+    passage: Tensor
+    padded_tokens: int
 
 
 @dataclass(frozen=True)
@@ -17,45 +54,61 @@ class ContrastiveStep:
 
     The loss and the gradients of the representations come out of one call, so that the plain, the cached and the
     distributed step share it; what differs is where the representations come from and where their gradients go.
+    Equal queries are encoded once, and so are equal passages: see :class:`DistinctRows`.
 
     Attributes:
         scale: factor on the dot products, 1 / temperature.
         label_smoothing: share of the target's probability that is spread over all passages.
         mask_duplicates: leave further copies of a query's positive out of its negatives.
-        chunk_rows: most (queries, passages) in a chunk of the gradient cache; None for the plain step.
+        cache: chunks of the gradient cache; None for the plain step.
         negatives_x_device: score this rank's queries against the passages of all ranks.
     """
 
     scale: float
     label_smoothing: float = 0.0
     mask_duplicates: bool = False
-    chunk_rows: tuple[int, int] | None = None
+    cache: CacheSettings | None = None
     negatives_x_device: bool = False
 
-    def __call__(self, model: nn.Module, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-        """Loss and accuracy of a batch.
+    def __call__(self, model: nn.Module, batch: Mapping[str, Any]) -> StepResult:
+        """Loss and accuracy of a batch; averaged over ranks both are those of the global batch.
 
         Args:
             model: the retriever as the trainer wraps it.
-            batch: what :class:`fastdense.data.collation.Collator` returns, on the model's device.
-
-        Returns:
-            The mean loss of the batch's queries, attached to the model, and the share of them whose target scores
-            highest. Averaged over ranks both are those of the global batch.
+            batch: what :class:`fastdense.data.collation.Collator` returns, on the model's device. Without the ``rows``
+                of a :class:`fastdense.training.distinct.DescribingCollator` a GPU is waited for.
         """
-        query, passage = self._encode(model, batch)
+        rows = batch.get("rows") or {side: HostRows.of(batch[side]) for side in SIDES}
+        query, passage = (DistinctRows(batch[side], rows[side]) for side in SIDES)
+        encoded = self._encode(model, query, passage)
         score = self._score_all_ranks if self.negatives_x_device else self._score
-        loss, query_grad, passage_grad, correct = score(query.detach(), passage.detach(), batch)
-        return attach_gradients(loss, (query, passage), (query_grad, passage_grad)), correct.float().mean()
-
-    def _encode(self, model: nn.Module, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-        if self.chunk_rows is None:
-            return model(query=batch["query"], passage=batch["passage"])
-        query_rows, passage_rows = self.chunk_rows
-        cached = cached_forward(
-            model, batch["query"], batch["passage"], query_chunk_rows=query_rows, passage_chunk_rows=passage_rows
+        vectors = query.with_copies(encoded.query.detach()), passage.with_copies(encoded.passage.detach())
+        loss, query_grad, passage_grad, correct = score(*vectors, batch)
+        gradients = query.summed(query_grad), passage.summed(passage_grad)
+        return StepResult(
+            attach_gradients(loss, (encoded.query, encoded.passage), gradients),
+            correct.float().mean(),
+            sum(query.lengths) + sum(passage.lengths),
+            encoded.padded_tokens,
         )
-        return cached.query, cached.passage
+
+    def _encode(self, model: nn.Module, query: DistinctRows, passage: DistinctRows) -> _Encoded:
+        if self.cache is None:
+            query_vectors, passage_vectors = model(query=query.inputs, passage=passage.inputs)
+            return _Encoded(query_vectors, passage_vectors, query.padded_tokens + passage.padded_tokens)
+        cached = cached_forward(
+            model,
+            query.inputs,
+            passage.inputs,
+            query_chunk_rows=self.cache.query_rows,
+            passage_chunk_rows=self.cache.passage_rows,
+            max_tokens=self.cache.max_tokens,
+            one_encoder=_is_tied(model),
+            query_lengths=query.lengths,
+            passage_lengths=passage.lengths,
+            graphs=self.cache.graphs,
+        )
+        return _Encoded(cached.query, cached.passage, cached.padded_tokens)
 
     def _score(self, query: Tensor, passage: Tensor, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         result = self._result(query, passage, batch["target"], batch["passage_id"])
@@ -80,3 +133,8 @@ class ContrastiveStep:
             passage_id=passage_id if self.mask_duplicates else None,
             label_smoothing=self.label_smoothing,
         )
+
+
+def _is_tied(model: nn.Module) -> bool:
+    """Whether queries and passages go through one encoder; the retriever may be wrapped by others."""
+    return any(isinstance(module, Retriever) and module.tied for module in model.modules())

@@ -65,6 +65,8 @@ class RetrieverTrainer(CheckpointingTrainer):
         self.model_accepts_loss_kwargs = False  # ours is a mean over queries: accumulation divides it
         self._accuracy_sum: Tensor | float = 0.0  # stays on the device between two logs
         self._queries = 0
+        self._tokens = 0
+        self._padded_tokens = 0
         self._steps_since_log = 0
         self._last_log = time.perf_counter()
         if not args.disable_tqdm:
@@ -79,20 +81,25 @@ class RetrieverTrainer(CheckpointingTrainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
         """The mean loss over this rank's queries; its backward gives this rank's share of every gradient."""
-        loss, accuracy = self.step(model, inputs)
-        self._accuracy_sum = self._accuracy_sum + accuracy
+        result = self.step(model, inputs)
+        self._accuracy_sum = self._accuracy_sum + result.accuracy
         self._queries += len(inputs["target"])
+        self._tokens += result.tokens
+        self._padded_tokens += result.padded_tokens
         self._steps_since_log += 1
-        return loss
+        return result.loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add in-batch accuracy and queries per second to every line that reports a loss."""
+        """Add in-batch accuracy, queries per second and the share of padding to every line that reports a loss."""
         if "loss" in logs and self._steps_since_log:
             mean = torch.as_tensor(self._accuracy_sum, device=self.args.device) / self._steps_since_log
             logs["accuracy"] = self.accelerator.gather(mean.reshape(1)).mean().item()
             elapsed = time.perf_counter() - self._last_log
             logs["examples_per_second"] = round(self._queries * self.args.world_size / elapsed, 1)
+            if self._padded_tokens:
+                logs["padding"] = round(1 - self._tokens / self._padded_tokens, 4)  # of this process
             self._accuracy_sum, self._queries, self._steps_since_log = 0.0, 0, 0
+            self._tokens = self._padded_tokens = 0
             self._last_log = time.perf_counter()
         super().log(logs, start_time)
 

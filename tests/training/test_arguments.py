@@ -13,6 +13,7 @@ from fastdense.training.arguments import (
     ModelArguments,
     RetrieverTrainingArguments,
 )
+from fastdense.training.assemble import make_step
 from fastdense.training.parser import parse_arguments
 
 # Name, default, and another value, as Tevatron v1 documents them.
@@ -103,6 +104,11 @@ def test_fp16_is_refused_on_a_cpu() -> None:
         ("--temperature 0", "--temperature must be a positive number, not 0.0"),
         ("--temperature inf", "--temperature must be a positive number"),
         ("--gc_p_chunk_size 0", "--gc_p_chunk_size must be at least 1"),
+        ("--gc_tokens_per_chunk 0 --grad_cache", "--gc_tokens_per_chunk must be auto or an integer of at least 1"),
+        ("--gc_tokens_per_chunk 1.5 --grad_cache", "must be auto or an integer of at least 1, not '1.5'"),
+        ("--gc_keep_graph_gib -1 --grad_cache", "--gc_keep_graph_gib must be auto or a number of at least 0"),
+        ("--gc_keep_graph_gib nan --grad_cache", "--gc_keep_graph_gib must be auto or a number of at least 0"),
+        ("--gc_keep_graph_gib 1", "--gc_keep_graph_gib is for the chunks of --grad_cache"),
         ("--train_n_passages 0", "--train_n_passages must be at least 1"),
         ("--eval_strategy steps", "--eval_strategy needs a held-out set: pass --eval_dir DIR"),
         ("--eval_dir d", "needs --eval_strategy"),
@@ -116,6 +122,23 @@ def test_fp16_is_refused_on_a_cpu() -> None:
 def test_what_cannot_work_is_refused(flags: str, message: str) -> None:
     with pytest.raises(UserError, match=re.escape(message)):
         parse(*flags.split())
+
+
+@pytest.mark.parametrize(
+    ("flags", "rows", "tokens"),
+    [
+        ("", (None, None), 4096),
+        ("--gc_q_chunk_size 4 --gc_p_chunk_size 32", (4, 32), 4096),  # the same numbers count when they are given
+        ("--gc_p_chunk_size 16 --gc_tokens_per_chunk 500", (None, 16), 500),
+        ("--gc_tokens_per_chunk auto --gc_keep_graph_gib auto", (None, None), 4096),
+    ],
+)
+def test_row_limits_count_where_they_are_given(flags: str, rows: tuple[int | None, int | None], tokens: int) -> None:
+    kinds = (ContrastiveArguments, RetrieverTrainingArguments)
+    fixed = "--output_dir o --do_train --use_cpu --grad_cache".split()
+    cache = make_step(*parse_arguments("fastdense.train", "", kinds, [*fixed, *flags.split()])).cache
+    assert cache is not None
+    assert ((cache.query_rows, cache.passage_rows), cache.max_tokens) == (rows, tokens)
 
 
 def test_do_train_and_data_are_required() -> None:

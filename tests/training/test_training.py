@@ -31,10 +31,21 @@ def test_every_line_of_the_log_says_what_matters(train_tiny: Train, log_of: Log)
     lines = log_of(output)
     assert len(lines) == 4
     for line in lines:
-        assert {"loss", "accuracy", "learning_rate", "grad_norm", "examples_per_second"} <= line.keys()
+        assert {"loss", "accuracy", "learning_rate", "grad_norm", "examples_per_second", "padding"} <= line.keys()
         assert 0 <= line["accuracy"] <= 1
+        assert 0 < line["padding"] < 1
     summary = json.loads((output / "trainer_state.json").read_text())["log_history"][-1]
     assert summary["train_loss"] == pytest.approx(sum(line["loss"] for line in lines) / 4)
+
+
+def test_sorted_chunks_have_less_padding_and_kept_graphs_change_no_bit(train_tiny: Train, log_of: Log) -> None:
+    plain = log_of(train_tiny(name="plain"))
+    chunks = ("--grad_cache", "--gc_tokens_per_chunk", "128")
+    kept, twice = (train_tiny(*chunks, "--gc_keep_graph_gib", gib, name=gib) for gib in ("auto", "0"))
+    for ours, theirs in zip(log_of(kept), plain, strict=True):
+        assert ours["padding"] < theirs["padding"] / 2
+    for name, weight in weights_of(kept).items():
+        assert torch.equal(weight, weights_of(twice)[name])
 
 
 @pytest.mark.parametrize("flags", [(), CACHE], ids=["plain", "grad_cache"])
