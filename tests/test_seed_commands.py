@@ -1,4 +1,4 @@
-"""The training commands that Tevatron v1 documents run as they stand, with ``fastdense.train`` as the module.
+"""The training commands that Tevatron v1 documents run as they stand, with fastdense's modules in place of its own.
 
 A shell runs them. On a machine without a GPU ``--fp16`` is left out, and the four processes of the first are two.
 """
@@ -50,6 +50,20 @@ CUDA_VISIBLE_DEVICES=0 python -m tevatron.driver.train \
   --gc_p_chunk_size 16
 """
 
+V3_8 = r"""
+python -m tevatron.driver.jax_train \
+  --output_dir model_nq \
+  --dataset_name Tevatron/wikipedia-nq \
+  --model_name_or_path bert-base-uncased \
+  --do_train \
+  --per_device_train_batch_size 16 \
+  --train_n_passages 2 \
+  --learning_rate 1e-5 \
+  --q_max_len 32 \
+  --p_max_len 156 \
+  --num_train_epochs 40
+"""
+
 LAUNCH = "python -m torch.distributed.launch --nproc_per_node=4"
 LAUNCHERS = {
     "launch": "python -m torch.distributed.launch --nproc_per_node=2 --master_port={port}",
@@ -66,9 +80,11 @@ def two_processes(launcher: str) -> dict[str, str]:
     return {LAUNCH: LAUNCHERS[launcher].format(port=port), "--fp16 ": ""}
 
 
-def shell(command: str, hub: HubStandIn, folder: Path) -> subprocess.CompletedProcess[str]:
+def shell(
+    command: str, hub: HubStandIn, folder: Path, variables: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """Run ``command`` in ``folder`` with this interpreter as ``python``."""
-    environment = hub.environment(folder / "home")
+    environment = {**hub.environment(folder / "home"), **(variables or {})}
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"]])
     environment["CUDA_VISIBLE_DEVICES"] = ""  # unless the command itself names a device
     return subprocess.run(
@@ -77,7 +93,7 @@ def shell(command: str, hub: HubStandIn, folder: Path) -> subprocess.CompletedPr
 
 
 def ours(command: str, replacements: dict[str, str]) -> str:
-    for old, new in {"tevatron.driver.train": "fastdense.train", **replacements}.items():
+    for old, new in {"tevatron.driver.": "fastdense.", **replacements}.items():
         assert old in command
         command = command.replace(old, new)
     return command.strip()
@@ -120,6 +136,17 @@ def test_other_launchers(launcher: str, seed_hub: HubStandIn, tmp_path: Path) ->
     result = shell(command, seed_hub, tmp_path)
     assert result.returncode == 0, result.stderr
     assert_trained(tmp_path, steps=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cache", ["", " --grad_cache"], ids=["plain", "grad_cache"])
+def test_tpu_command(cache: str, seed_hub: HubStandIn, tmp_path: Path) -> None:
+    """On eight simulated devices, as many as a V3-8 has."""
+    pytest.importorskip("jaxlib")
+    devices = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    result = shell(ours(V3_8, {}) + cache, seed_hub, tmp_path, devices)
+    assert result.returncode == 0, result.stderr
+    assert_trained(tmp_path, steps=40)  # 8 times 16 rows are one batch
 
 
 def test_fp16_without_a_gpu_is_refused_in_a_sentence(seed_hub: HubStandIn, tmp_path: Path) -> None:

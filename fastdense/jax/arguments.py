@@ -15,7 +15,7 @@ _TORCH = "it is a setting of PyTorch, and the step is JAX's"
 _SHARDING = "rows are divided over all devices, parameters are not: leave it out"
 _DDP = "gradients are summed by JAX's own program: leave it out"
 _OPTIMIZER = "the optimizer is optax's: leave it out"
-_REMAT = "all layers are recomputed, and there is nothing to set: leave it out"
+_REMAT = "use --grad_cache, which keeps the activations of one chunk"
 
 _REFUSED = {
     "fp16": "TPUs have no float16: use --bf16, which needs no loss scaling either",
@@ -28,7 +28,9 @@ _REFUSED = {
     "logging_nan_inf_filter": "losses stay on the devices until they are logged, so none can be filtered",
     "optim_args": _OPTIMIZER,
     "optim_target_modules": _OPTIMIZER,
+    "gradient_checkpointing": _REMAT,
     "gradient_checkpointing_kwargs": _REMAT,
+    "activation_checkpointing": _REMAT,
     "activation_checkpointing_kwargs": _REMAT,
     "fsdp": _SHARDING,
     "fsdp_config": _SHARDING,

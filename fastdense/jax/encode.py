@@ -9,12 +9,11 @@ from jax.sharding import Mesh
 from numpy.typing import NDArray
 
 from fastdense.jax.batches import bucket, pad_sequences
-from fastdense.jax.encoder import JaxRetriever
+from fastdense.jax.encoder import JaxRetriever, Side
 from fastdense.jax.grad_cache import Params
 from fastdense.jax.mesh import ROWS, WHOLE, divide_rows
 from fastdense.retrieval.encode import TextTokenizer, encode_in_batches
 from fastdense.retrieval.texts import Text
-from fastdense.training.evaluation import Side
 
 
 class TextEncoder:

@@ -10,7 +10,7 @@ from jax import lax
 from jax.sharding import Mesh
 
 from fastdense.jax.batches import Batch
-from fastdense.jax.encoder import JaxRetriever
+from fastdense.jax.encoder import JaxRetriever, Side
 from fastdense.jax.grad_cache import Encode, Params, chunk_gradients, encode_chunks
 from fastdense.jax.loss import contrastive_loss_and_grad
 from fastdense.jax.mesh import AXIS, ROWS, WHOLE
@@ -34,8 +34,10 @@ class StepSettings:
 
 
 class Moment(NamedTuple):
-    """Where in a run a batch comes; dropout depends on nothing else but the seed, and so a resumed run repeats it."""
+    """Where in which run a batch comes: all that dropout depends on, so that a resumed run repeats it."""
 
+    seed: Any
+    """uint32 []"""
     step: Any
     """int32 [], optimizer steps before"""
     part: Any
@@ -63,13 +65,12 @@ class GradientStep:
     ``total`` is the parameters' gradient so far, to which the batch's is added, or None; it and ``tally`` are used up.
     """
 
-    def __init__(self, encoder: JaxRetriever, settings: StepSettings, mesh: Mesh, seed: int) -> None:
+    def __init__(self, encoder: JaxRetriever, settings: StepSettings, mesh: Mesh) -> None:
         self._settings = settings
         self._sides: tuple[Encode, Encode] = (_side(encoder, "query"), _side(encoder, "passage"))
         self._device = mesh.devices.flat[0]
         # On a TPU the other generator would take a noticeable part of the step for dropout alone.
         self._key_kind = "rbg" if self._device.platform == "tpu" else "threefry2x32"
-        self._seed = seed
         on_devices = jax.shard_map(
             self._on_a_device,
             mesh=mesh,
@@ -98,7 +99,7 @@ class GradientStep:
 
     def _keys(self, moment: Moment) -> tuple[jax.Array, jax.Array]:
         """This device's keys for queries and for passages."""
-        key = jax.random.key(self._seed, impl=self._key_kind)
+        key = jax.random.key(moment.seed, impl=self._key_kind)
         for number in (moment.step, moment.part, lax.axis_index(AXIS)):
             key = jax.random.fold_in(key, number)
         return jax.random.fold_in(key, 0), jax.random.fold_in(key, 1)
@@ -156,5 +157,5 @@ def number_rows(rows: jax.Array) -> jax.Array:
     return jnp.zeros(len(rows), jnp.int32).at[order].set(numbers)
 
 
-def _side(encoder: JaxRetriever, side: str) -> Encode:
+def _side(encoder: JaxRetriever, side: Side) -> Encode:
     return lambda params, inputs, key: encoder.encode(params, side, inputs, key)

@@ -1,10 +1,9 @@
 """The torch driver's trainer with JAX's step: the loop, the schedules, the log and the checkpoints are the same."""
 
-import copy
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
@@ -38,8 +37,9 @@ class JaxTrainer(RetrieverTrainer):
         # ... and no gradients of its are exchanged between processes
         retriever._is_accelerate_prepared = True  # type: ignore[assignment]
         self.mesh = make_mesh()
-        self.encoder = JaxRetriever.from_torch(retriever, dtype=jnp.dtype(args.dtype))
-        self.gradient_step = GradientStep(self.encoder, step, self.mesh, args.seed)
+        # Without weights: those of the beginning would stay on a device to the end.
+        self.encoder = dataclasses.replace(JaxRetriever.from_torch(retriever, jnp.dtype(args.dtype)), params={})
+        self.gradient_step = GradientStep(self.encoder, step, self.mesh)
         self._encode_texts = TextEncoder(
             self.encoder, local_part(self.mesh), args.per_device_eval_batch_size, retriever.query_encoder.dimension
         )
@@ -56,6 +56,7 @@ class JaxTrainer(RetrieverTrainer):
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: object = None) -> Tensor:
         """Queue a batch's gradients on the devices. The loss returned is 0: the tally is added when one looks at it."""
         moment = Moment(
+            seed=np.uint32(self.args.seed),
             step=np.int32(self.state.global_step),
             part=np.int32(self.optimizer.parts),
             share=np.float32(1 / self.current_gradient_accumulation_steps),
@@ -117,8 +118,9 @@ class JaxTrainer(RetrieverTrainer):
     def _decays(self) -> Params:
         """Which parameters decay, by the library's rule for the names of PyTorch's."""
         names = set(self.get_decay_parameter_names(self.model))
-        marked = JaxRetriever.from_torch(_marked(self.model, names)).params
-        return jax.tree.map(lambda mark: bool(np.ravel(mark)[0]), marked)
+        module = {"shared": "query_encoder", "query": "query_encoder", "passage": "passage_encoder"}
+        weights = JaxRetriever.from_torch(self.model).params
+        return {tower: {name: f"{module[tower]}.{name}" in names for name in own} for tower, own in weights.items()}
 
     def _clip_grad_norm(self, model: nn.Module) -> None:
         return None  # the optimizer's step does
@@ -133,11 +135,3 @@ class JaxTrainer(RetrieverTrainer):
     def _load_best_model(self) -> None:
         super()._load_best_model()
         self.optimizer.params = self._weights()
-
-
-def _marked(retriever: Retriever, names: set[str]) -> Retriever:
-    """A copy whose weights are 1 in the parameters of these names and 0 elsewhere."""
-    marked = copy.deepcopy(retriever)
-    for name, parameter in marked.named_parameters():
-        parameter.fill_(float(name in names))
-    return marked

@@ -1,7 +1,5 @@
-"""A tiny training run, and a held-out set for it."""
+"""A tiny training run."""
 
-import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,27 +27,3 @@ def train_tiny(tmp_path: Path, tiny_bert_dir: Path, tiny_rows: list[dict[str, An
         return output
 
     return train
-
-
-@pytest.fixture
-def eval_dir(tmp_path: Path, tiny_rows: list[dict[str, Any]], write_jsonl: Any) -> Path:
-    """A held-out set: the rows' own positives as corpus."""
-    directory = tmp_path / "held-out"
-    write_jsonl(directory / "corpus.jsonl", [passage for row in tiny_rows for passage in row["positive_passages"]])
-    write_jsonl(
-        directory / "queries.jsonl", [{"query_id": row["query_id"], "query": row["query"]} for row in tiny_rows]
-    )
-    judgements = [(row["query_id"], p["docid"]) for row in tiny_rows for p in row["positive_passages"]]
-    (directory / "qrels.txt").write_text("".join(f"{query} 0 {passage} 1\n" for query, passage in judgements))
-    return directory
-
-
-@pytest.fixture
-def log_of() -> Callable[[Path], list[dict[str, float]]]:
-    """``log_of(output_dir)``: the lines of the log that report a step."""
-
-    def read(output: Path) -> list[dict[str, float]]:
-        history = json.loads((output / "trainer_state.json").read_text())["log_history"]
-        return [line for line in history if "loss" in line]
-
-    return read
