@@ -2,7 +2,7 @@
 
     python -m benches tpu_compile --topology v3:2x2 --model base --batch 128 4096
 
-Needs ``pip install "fastdense[tpu]"``, whose compiler knows every TPU by its topology: v3:2x2 is a V3-8. Nothing is run.
+Needs ``pip install "fastdense[tpu]"``, whose compiler knows every TPU by its topology: v3:2x2 is a V3-8. Nothing runs.
 """
 
 import argparse

@@ -47,7 +47,7 @@ class EncoderModule(nnx.Module):
 
     def __init__(self, encoder: Encoder, dtype: Any) -> None:
         config = encoder.backbone.config
-        self.backbone = _BACKBONES[config.model_type](config, dtype)
+        self.backbone: PostNorm | ModernBert = _BACKBONES[config.model_type](config, dtype)
         linear = encoder.projection
         self.projection = (
             None

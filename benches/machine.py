@@ -1,0 +1,42 @@
+"""The machine that a bench runs on: what it is called, and how much of its memory a call takes."""
+
+import platform
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+
+def device_name(device: str) -> str:
+    """What the machine calls its processor."""
+    if device != "cpu":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.machine()
+    facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines) if value}
+    family = f" (family {facts['cpu family']}, model {facts['model']})" if "cpu family" in facts else ""
+    return facts.get("model name", platform.machine()) + family
+
+
+def peak_mib(function: Callable[[], object], device: str) -> float | None:
+    """MiB that a call adds at its peak; None where the system does not say."""
+    if device != "cpu":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        function()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak of the resident memory
+    except OSError:
+        return None
+    before = _resident("VmRSS")
+    function()
+    return (_resident("VmHWM") - before) / 1024
+
+
+def _resident(field: str) -> int:
+    """KiB, from /proc/self/status."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field + ":"))
