@@ -19,7 +19,7 @@ Side = Literal["query", "passage"]
 Params = dict[str, dict[str, jax.Array]]
 """Encoder ("shared", or "query" and "passage") -> the name of a weight in the saved model -> float32 array."""
 
-_BACKBONES = {**dict.fromkeys(FAMILIES, PostNorm), "modernbert": ModernBert}
+_BACKBONES: dict[str, type[PostNorm | ModernBert]] = {**dict.fromkeys(FAMILIES, PostNorm), "modernbert": ModernBert}
 _LEAST_LENGTH = 1e-12  # torch.nn.functional.normalize's
 
 
@@ -47,7 +47,7 @@ class EncoderModule(nnx.Module):
 
     def __init__(self, encoder: Encoder, dtype: Any) -> None:
         config = encoder.backbone.config
-        self.backbone: PostNorm | ModernBert = _BACKBONES[config.model_type](config, dtype)
+        self.backbone = _BACKBONES[config.model_type](config, dtype)
         linear = encoder.projection
         self.projection = (
             None
