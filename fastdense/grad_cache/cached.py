@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn.parallel import DistributedDataParallel
 
 from fastdense.grad_cache.keeping import GraphBudget
 from fastdense.grad_cache.memory import is_out_of_memory
@@ -110,6 +111,8 @@ class _Calls:
 
     def __init__(self, model: Callable[..., Any], streams: Sequence[Stream], graphs: GraphBudget) -> None:
         self._model = model
+        # With gradients on, DistributedDataParallel's forward talks to the other ranks, which may keep other graphs.
+        self._alone = model.module if isinstance(model, DistributedDataParallel) else model
         self._streams = streams
         self._graphs = graphs
         self._device_type = streams[0].device_type
@@ -168,29 +171,29 @@ class _Calls:
     def _keeping(self, call: _Call) -> Outputs:
         with torch.enable_grad():
             if self._graphs.measured:
-                call.kept = self._call(call)
+                call.kept = self._call(call, self._alone)
                 return call.kept
             size = (call.padded_tokens, call.width)
-            outputs = self._graphs.measure(lambda: self._call(call), self._device_type, *size, self._model)
+            outputs = self._graphs.measure(lambda: self._call(call, self._alone), self._device_type, *size, self._model)
             call.kept = outputs if self._graphs.admits(*size) else None
             return outputs
 
     def _not_keeping(self, call: _Call) -> Outputs:
         # Without a graph torch.compile would run another program, with other dropout, than the replay.
         with torch.set_grad_enabled(self._compiled):
-            return self._call(call)
+            return self._call(call, self._model)
 
-    def _call(self, call: _Call) -> Outputs:
+    def _call(self, call: _Call, model: Callable[..., Any]) -> Outputs:
         inputs = [stream.take(chunk) for stream, chunk in zip(self._streams, call.chunks, strict=True)]
         if len(inputs) == 1:
-            return self._model(passage=inputs[0])[1:]
-        return self._model(query=inputs[0], passage=inputs[1])
+            return model(passage=inputs[0])[1:]
+        return model(query=inputs[0], passage=inputs[1])
 
     def _backward(self, call: _Call, wanted: Sequence[Tensor]) -> None:
         outputs, call.kept = call.kept, None
         if outputs is None:
             call.restore_random_state()
-            outputs = self._call(call)
+            outputs = self._call(call, self._model)
         roots, gradients = [], []
         for output, chunk, grad in zip(outputs, call.chunks, wanted, strict=True):
             if output is not None and chunk is not None and output.requires_grad:  # not so for a frozen encoder

@@ -22,6 +22,13 @@ COMPARED = [
     for encoders in ("tied", "untied")
     for rows in ("even", "uneven")
 ] + ["cached-untied-uneven-accumulated", "plain-tied-uneven-accumulated", "cached-untied-uneven-unused"]
+COMPARED += [
+    "cached-tied-one-uneven",
+    "cached-tied-one-uneven-kept",
+    "cached-untied-uneven-kept",
+    "cached-tied-one-even-kept-accumulated",
+    "cached-untied-even-kept-unused",
+]
 CASES = [*COMPARED, "exchange", "empty-rank", "forward-alone-in-no-sync"]
 Results = list[dict[str, dict]]
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fastdense.distributed import PassageExchange
-from fastdense.grad_cache import attach_gradients, cached_forward
+from fastdense.grad_cache import GraphBudget, attach_gradients, cached_forward
 from fastdense.loss import contrastive_loss_and_grad
 
 PASSAGES_A_QUERY = 3
@@ -87,9 +87,11 @@ def random_batch(rows: int, length: int) -> Batch:
     return {"input_ids": torch.randint(0, 40, (rows, length)) * mask, "attention_mask": mask}
 
 
-def encode(model: nn.Module, rows: Rows, cached: bool) -> tuple[Tensor, Tensor]:
+def encode(
+    model: nn.Module, rows: Rows, cached: bool, one_encoder: bool = False, graphs: GraphBudget | None = None
+) -> tuple[Tensor, Tensor]:
     if cached:
-        limits = {"query_chunk_rows": 2, "passage_chunk_rows": 4}
+        limits = {"query_chunk_rows": 2, "passage_chunk_rows": 4, "one_encoder": one_encoder, "graphs": graphs}
         representations = cached_forward(model, rows.query, rows.passage, **limits)
         return representations.query, representations.passage
     return model(query=rows.query, passage=rows.passage)
@@ -139,6 +141,7 @@ def compare(case: str, rank: int, world: int) -> dict[str, object]:
     alone, shared = Retriever(tied), Retriever(tied)
     model, reductions = wrap(shared, find_unused_parameters="unused" in options)
     optimizers = [torch.optim.SGD(module.parameters(), lr=0.5) for module in (alone, model)]
+    graphs = GraphBudget(1.0) if "kept" in options else None
     losses = []
     for step in range(2):
         for micro_batch in range(micro_batches):
@@ -147,7 +150,7 @@ def compare(case: str, rank: int, world: int) -> dict[str, object]:
             (expected / micro_batches).backward()
             part = rows.part(counts, rank)
             with accumulating(model, micro_batch == micro_batches - 1):
-                loss = shared_loss(part, *encode(model, part, cached))
+                loss = shared_loss(part, *encode(model, part, cached, one_encoder="one" in options, graphs=graphs))
                 (loss / micro_batches).backward()
             mean = loss.detach().clone()
             dist.all_reduce(mean)
