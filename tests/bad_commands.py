@@ -17,6 +17,7 @@ GOOD = {
     "mine": "--query_reps {bad}/judged_queries.pkl --passage_reps {bad}/judged_passages.pkl --num_negatives 1 "
     "--corpus {bad}/eval_good/corpus.jsonl --queries {bad}/eval_good/queries.jsonl --qrels {bad}/qrels.txt "
     "--save_rows_to {out}/mined.jsonl",
+    "export": "--passage_reps {bad}/good.pkl --export_to {out}/index.faiss",
     "builtin_data": "--output_dir {out}/data",
 }
 EVALUATED = "--eval_strategy steps --eval_steps 2 --eval_dir {bad}/eval_good"
@@ -147,6 +148,9 @@ FLAGS = [
     ("mine --absolute_margin nan", "--absolute_margin must be a finite number"),
     ("mine --min_score 9", "no query a negative", "discarded, ", "loosen"),
     ("mine --train_dir {rows}", "by --train_dir ROWS..., or by --queries FILE... and --qrels FILE"),
+    ("export --export_to {out}/x.idx", "x.idx must end in .faiss, .parquet, .arrow"),
+    ("export --faiss_factory Flat,Flat,IVF", "--faiss_factory Flat,Flat,IVF: faiss refuses it"),
+    ("export --export_to {out}/x.parquet --faiss_factory Flat", "--faiss_factory is for an index"),
     ("builtin_data --source no_such_package", "no_such_package", "install"),
     ("builtin_data --sources json", "unrecognized arguments: --sources"),
 ]
@@ -212,6 +216,8 @@ ROWS = [
     ("mine --corpus {bad}/eval_no_id/corpus.jsonl", "corpus.jsonl, line 1: no field holds the id"),
     ("mine --queries {bad}/eval_empty_query/queries.jsonl", "queries.jsonl: there is no row"),
     ("mine --qrels {bad}/bad_qrels.txt", "bad_qrels.txt, line 1", "whole number"),
+    ("export --passage_reps {bad}/nan.pkl", "nan.pkl", "NaN"),
+    ("export --passage_reps {bad}/nowhere", "nowhere", "glob"),
     ("evaluate --run {bad}/bad_run.txt", "bad_run.txt, line 2", "query<TAB>passage<TAB>score"),
     ("evaluate --run {bad}/bad_score.txt", "bad_score.txt, line 1", "'high'"),
     ("evaluate --run {bad}/other_run.txt", "no query of the run has a judgement"),
@@ -281,6 +287,7 @@ OUTPUTS = [
     ("encode --encoded_save_path {bad}/good.jsonl/x", "cannot be written", "good.jsonl"),
     ("search --save_ranking_to /proc/nowhere", "/proc/nowhere cannot be written"),
     ("mine --save_rows_to /proc/nowhere", "/proc/nowhere cannot be written"),
+    ("export --export_to /proc/nowhere.faiss", "/proc/nowhere.faiss cannot be written"),
     ("evaluate --output {bad}/empty", "empty is a directory; name a file"),
     ("builtin_data --output_dir {bad}/good.jsonl", "good.jsonl is a file"),
     ("builtin_data --output_dir {bad}/eval_good", "holds other files (corpus.jsonl)", "new directory"),
@@ -332,6 +339,7 @@ ALONE = [
     ("search --save_ranking_to {out}/r --score_dir {bad}/empty", "empty", "rankings"),
     ("search --save_ranking_to {out}/r --merge a --score_dir b", "--merge and --score_dir"),
     ("evaluate", "required", "--qrels, --run"),
+    ("export", "required", "--passage_reps, --export_to"),
     ("mine", "required", "--query_reps, --passage_reps, --corpus, --save_rows_to"),
     ("builtin_data", "required", "--output_dir"),
 ]

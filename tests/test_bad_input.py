@@ -76,7 +76,7 @@ def bench(
 
 def test_the_good_commands_have_no_mistake(places, tmp_path):
     bench = Bench({**places, "out": tmp_path}, capsys=None)
-    for name in ("train", "encode", "search", "evaluate", "mine"):
+    for name in ("train", "encode", "search", "evaluate", "mine", "export"):
         importlib.import_module(f"fastdense.{name}").main(bench.words(GOOD[name]))
 
 

@@ -1,4 +1,4 @@
-"""The flags of encode, search, evaluate and mine, as dataclasses.
+"""The flags of encode, search, evaluate, mine and export, as dataclasses.
 
 Names and defaults are Tevatron v1's where it has the flag. Checks that need nothing but the flags themselves stand
 here; checks against files stand where the file is read.
@@ -267,3 +267,36 @@ class MineArguments:
     def rules(self) -> MiningRules:
         """Which passages become negatives."""
         return MiningRules(**{name: getattr(self, name) for name in MiningRules.__dataclass_fields__})
+
+
+@dataclass
+class ExportArguments:
+    """Which vectors go where, and in what form."""
+
+    passage_reps: str = field(metadata=_flag("Files of passage vectors: a path or a quoted glob such as 'emb/*'."))
+    export_to: str = field(
+        metadata=_flag(
+            "File to write: .faiss (a faiss index, ids beside it in .faiss.ids.txt), .parquet or .arrow (a table of id "
+            "and vector)."
+        )
+    )
+    faiss_factory: str | None = field(
+        default=None,
+        metadata=_flag("The index, in faiss's words: Flat, HNSW32, IVF4096,PQ96 ... (default: Flat, which is exact)."),
+    )
+    faiss_train_rows: int = field(
+        default=262144, metadata=_flag("Vectors, evenly spread over all, that an index which learns is trained on.")
+    )
+
+    _argument_group_name = "export"
+
+    def __post_init__(self) -> None:
+        endings = (".faiss", ".parquet", ".arrow")
+        if not self.export_to.endswith(endings):
+            raise UserError(
+                f"--export_to {self.export_to} must end in {', '.join(endings)}, which says what is written"
+            )
+        if self.faiss_factory is not None and not self.export_to.endswith(".faiss"):
+            raise UserError(f"--faiss_factory is for an index in a .faiss file, not for --export_to {self.export_to}")
+        if self.faiss_train_rows < 1:
+            raise UserError(f"--faiss_train_rows must be at least 1, not {self.faiss_train_rows}")

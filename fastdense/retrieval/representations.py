@@ -32,6 +32,17 @@ class Representations:
     vectors: NDArray[np.float32]
     source: str = "the representations"
 
+    def blocks(self, n_bytes: int) -> list[slice]:
+        """Consecutive rows, ``n_bytes`` of vectors at a time and at least one row."""
+        size = max(1, n_bytes // max(1, 4 * self.vectors.shape[1]))
+        return [slice(start, min(start + size, len(self.ids))) for start in range(0, len(self.ids), size)]
+
+    def check_new(self, seen: set[str]) -> None:
+        """Add the ids to ``seen``, those of the other shards of a corpus; UserError if one is there already."""
+        if twice := seen.intersection(self.ids):
+            raise UserError(f"{self.source}: passage {min(twice)!r} is in another file of --passage_reps already")
+        seen.update(self.ids)
+
 
 def representation_files(pattern: str) -> list[Path]:
     """The files that the glob ``pattern`` names, sorted by name."""

@@ -80,8 +80,7 @@ def search_shards(
     for shard in shards:
         _check_shard(queries, shard, seen)
         _check_problem(queries.vectors, shard.vectors, depth)
-        seen.update(shard.ids)
-        blocks = row_blocks(shard.vectors)
+        blocks = shard.blocks(BLOCK_BYTES)
         for number, block in enumerate(blocks):
             before = len(queries.ids) * number // len(blocks)
             for done in best.add(shard.vectors[block], shard.ids[block], batch_size):
@@ -91,11 +90,6 @@ def search_shards(
                 before = after
         del shard  # before the next is read
     return make_run(queries.ids, best.ids, best.scores, best.indices)
-
-
-def row_blocks(vectors: Floats) -> list[slice]:
-    """Consecutive rows of ``vectors`` [N, D], :data:`BLOCK_BYTES` of float32 at a time."""
-    return _slices(len(vectors), max(1, BLOCK_BYTES // max(1, 4 * vectors.shape[1])))
 
 
 class _BestSoFar:
@@ -135,8 +129,7 @@ def _check_shard(queries: Representations, shard: Representations, seen: set[str
             f"the queries of {queries.source} have {query_width} dimensions, the passages of {shard.source} "
             f"{passage_width}: encode both with one model"
         )
-    if twice := seen.intersection(shard.ids):
-        raise UserError(f"{shard.source}: passage {min(twice)!r} is in another file of --passage_reps already")
+    shard.check_new(seen)
 
 
 def _check_problem(query_reps: Floats, passage_reps: Floats, depth: int) -> None:
@@ -156,18 +149,19 @@ def _slices(count: int, size: int) -> list[slice]:
     return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
 
-def _faiss() -> Any:
+def import_faiss() -> Any:
+    """The module; UserError if it is not installed."""
     try:
         import faiss
     except ImportError as error:
-        raise UserError(f"search needs faiss ({error}): pip install 'fastdense[retrieval]'") from None
+        raise UserError(f"this needs faiss ({error}): pip install 'fastdense[retrieval]'") from None
     return faiss
 
 
 def _search_batch(
     query: Floats, passage: Floats, depth: int, passage_ids: Sequence[str] | None
 ) -> tuple[Floats, Indices]:
-    faiss = _faiss()
+    faiss = import_faiss()
     depth = min(depth, len(passage))
     width = min(depth + SPARE_CANDIDATES, len(passage))
     # What IndexFlatIP runs, on the array itself: an index would copy it.
