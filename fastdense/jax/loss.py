@@ -46,8 +46,8 @@ def contrastive_loss(
             value cannot be checked (while tracing, or on an accelerator).
         scale: 1 / temperature, greater than 0; a number, or a floating-point array with one element.
         passage_id: [M] integers. A passage with the id of a query's target, other than the target itself, is left out
-            of that query's row. Only equality counts. 64-bit ids keep all their bits in a NumPy array; those of 32 bits
-            must not be -2**31.
+            of that query's row. Only equality counts. 64-bit ids keep all their bits in a NumPy array (but ``jit``
+            cuts its own arguments to 32); those of 32 bits must not be -2**31.
         weight: [N] numbers >= 0, floating point, not differentiated: what each row counts. "mean" divides by their
             sum; where that is zero (and where N is zero), loss and gradients are zero.
         is_passage: [M] bool. A column that is False is padding and takes part in no row; no target may be one.

@@ -11,7 +11,16 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from fastdense.jax.loss_problem import NO_PASSAGE, NOTHING, ContrastiveResult, Problem, Rows, Settings, row_terms
+from fastdense.jax.loss_problem import (
+    NO_PASSAGE,
+    NOTHING,
+    ContrastiveResult,
+    Problem,
+    Rows,
+    Settings,
+    largest_weight,
+    row_terms,
+)
 
 BYTES_PER_SCORE = 16  # of a chunk's scores, exponentials and gradient that are alive at once
 
@@ -75,16 +84,18 @@ def _chunk(
     rows = Rows(target_score, top, exponential.sum(1), moment)
     terms = row_terms(rows, scale)
     loss, scale_grad = terms.loss, terms.scale_grad
-    gradient = exponential * (terms.factor * weight)[:, None]
+    largest = largest_weight(problem.row_weight)
+    gradient = exponential * (terms.factor * (weight / largest))[:, None]
     if label_smoothing > 0:
         share = label_smoothing / (1 + negative.sum(1))
         spread = share * jnp.where(negative, score - target_score[:, None], 0.0).sum(1)
         loss, scale_grad = loss - scale * spread, scale_grad - spread
-        gradient = jnp.where(negative, gradient - (share * weight)[:, None], 0.0)
+        gradient = jnp.where(negative, gradient - (share * (weight / largest))[:, None], 0.0)
 
     query_grad = None
     if gradients:
-        query_grad, addition = _gradients(query, passage, scale, gradient, is_target, target)
+        query_grad, addition = _gradients(query, passage, gradient, is_target, target)
+        query_grad, addition = scale * largest * query_grad, scale * largest * addition
         passage_grad = passage_grad + addition
     scaled = scale * target_score
     return passage_grad, _Out(
@@ -95,7 +106,6 @@ def _chunk(
 def _gradients(
     query: jax.Array,
     passage: jax.Array,
-    scale: jax.Array,
     gradient: jax.Array,
     is_target: jax.Array,
     target: jax.Array,
@@ -108,7 +118,7 @@ def _gradients(
     if query.dtype != jnp.float32:  # what rounding took from the target's would not cancel against the others
         lost = of_target - of_target.astype(query.dtype).astype(jnp.float32)
         query_grad += lost[:, None] * _float32(passage[target])
-    return scale * query_grad, scale * _product(whole, query, ((0,), (0,)))
+    return query_grad, _product(whole, query, ((0,), (0,)))
 
 
 def _product(a: jax.Array, b: jax.Array, dimensions: tuple[tuple[int], tuple[int]]) -> jax.Array:

@@ -123,6 +123,12 @@ def row_terms(rows: Rows, scale: jax.Array) -> RowTerms:
     return RowTerms(loss, factor, scale_grad)
 
 
+def largest_weight(row_weight: jax.Array) -> jax.Array:
+    """[], what to divide weights by before they are rounded: equal ones, the usual case, then lose nothing."""
+    largest = row_weight.max()
+    return jnp.where(largest > 0, largest, 1.0)
+
+
 def make_problem(
     query: Array,
     passage: Array,

@@ -15,7 +15,16 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from fastdense.jax.loss_problem import NO_PASSAGE, NOTHING, ContrastiveResult, Problem, Rows, Settings, row_terms
+from fastdense.jax.loss_problem import (
+    NO_PASSAGE,
+    NOTHING,
+    ContrastiveResult,
+    Problem,
+    Rows,
+    Settings,
+    largest_weight,
+    row_terms,
+)
 
 INTERPRET: Any = False
 """True or ``pltpu.InterpretParams(...)`` runs the kernels without a TPU. For tests; read while tracing."""
@@ -63,7 +72,8 @@ def contrastive(settings: Settings, problem: Problem, gradients: bool) -> Contra
         of_query, of_target = _float32(problem.query), _float32(problem.passage[problem.target])
         # The sum of exponentials as they were rounded for the product: what the passages share then cancels.
         query_grad = coefficient[:, None] * (passage_sum[0] - rounded_total[:, None] * of_target)
-        passage_grad = kernels.over_queries(rows.top, coefficient)
+        largest = largest_weight(weight)
+        passage_grad = largest * kernels.over_queries(rows.top, coefficient / largest)
         passage_grad = passage_grad.at[problem.target].add(-(coefficient * rows.total)[:, None] * of_query)
     if settings.label_smoothing > 0:
         smoothing = _smoothing(settings.label_smoothing, problem)
