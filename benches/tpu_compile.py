@@ -99,7 +99,7 @@ def compile_step(arguments: argparse.Namespace, batch: int) -> tuple[Any, float,
 
     encoder = make_encoder(arguments)
     chunk_rows = tuple(arguments.chunk) if arguments.chunk[0] else None
-    step = GradientStep(encoder, StepSettings(scale=1.0, chunk_rows=chunk_rows), mesh, seed=42)
+    step = GradientStep(encoder, StepSettings(scale=1.0, chunk_rows=chunk_rows), mesh)
     integer, real = jnp.zeros((), jnp.int32), jnp.zeros(())
     inputs = Batch(
         query=side(batch, LENGTHS[0]),
@@ -109,7 +109,8 @@ def compile_step(arguments: argparse.Namespace, batch: int) -> tuple[Any, float,
         passage_id=rows(2 * batch, 2),
         is_passage=rows(2 * batch, dtype=jnp.bool_),
     )
-    params, moment, tally = jax.tree.map(whole, (encoder.params, Moment(integer, integer, real), Tally(real, real)))
+    moment, tally = Moment(integer.astype(jnp.uint32), integer, integer, real), Tally(real, real)
+    params, moment, tally = jax.tree.map(whole, (encoder.params, moment, tally))
     started = time.perf_counter()
     lowered = step.compiled.trace(params, inputs, moment, tally, params).lower(lowering_platforms=("tpu",))
     return lowered.compile(), time.perf_counter() - started, mesh.devices.flat[0].device_kind

@@ -49,7 +49,7 @@ def batch(queries: int = QUERIES, passages: int = PASSAGES, seed: int = 0) -> Ba
 
 
 def gradients(
-    encoder: JaxRetriever, rows: Batch, devices: int = 8, step: int = 4, **settings: Any
+    encoder: JaxRetriever, rows: Batch, devices: int = 8, seed: int = 3, step: int = 4, **settings: Any
 ) -> tuple[float, float, Any]:
     """Loss, accuracy and gradients of one step."""
     mesh = make_mesh(jax.devices()[:devices])
