@@ -45,6 +45,18 @@ class GraphBudget:
         """Whether nothing will be kept any more."""
         return self._limit == 0
 
+    @property
+    def bytes_per_token(self) -> float:
+        """Activations of a padded token; ValueError before the first call is measured."""
+        if self._bytes_per_token is None:
+            raise ValueError("no call has been measured yet")
+        return self._bytes_per_token
+
+    @property
+    def spent(self) -> int:
+        """Bytes of the graphs that this step keeps."""
+        return self._spent
+
     def start(self) -> None:
         """A step begins: nothing is kept."""
         self._spent = 0
@@ -71,8 +83,8 @@ class GraphBudget:
         if self._limit is None:
             self._limit = self._automatic_limit(available, size, device_type, model)
         logger.info(
-            "a token's activations take %.2f MiB; graphs of up to %.2f GiB are kept from the first pass",
-            self._bytes_per_token / 2**20,
+            "a token's activations take %.1f KiB; graphs of up to %.2f GiB are kept from the first pass",
+            self._bytes_per_token / 2**10,
             self._limit / _GIB,
         )
         return result

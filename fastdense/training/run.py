@@ -17,6 +17,7 @@ from fastdense.training.arguments import (
 )
 from fastdense.training.assemble import load_model, load_training_set, make_step
 from fastdense.training.checkpoints import find_checkpoint, prepare_output_dir
+from fastdense.training.dry_run import describe_run
 from fastdense.training.evaluation import load_held_out
 from fastdense.training.library_checks import check_libraries
 from fastdense.training.trainer import RetrieverTrainer
@@ -42,6 +43,9 @@ def train(
     show_log(args.process_index)
     check_libraries(args)
     set_seed(args.seed)
+    if args.dry_run:
+        _print_plan(model, data, contrastive, args)
+        return
     checkpoint = find_checkpoint(args.resume_from_checkpoint, args.output_dir)
     prepare_output_dir(args, resuming=checkpoint is not None)
     step = make_step(contrastive, args)
@@ -62,3 +66,13 @@ def train(
     trainer.save_model()
     trainer.save_state()
     logger.info("the trained retriever is in %s", args.output_dir)
+
+
+def _print_plan(
+    model: ModelArguments, data: DataArguments, contrastive: ContrastiveArguments, args: RetrieverTrainingArguments
+) -> None:
+    step = make_step(contrastive, args)
+    retriever, tokenizer, settings = load_model(model, data)
+    rows, collator = load_training_set(data, model, args, tokenizer, settings)
+    if args.process_index == 0:
+        print(describe_run(retriever, args, step, rows, collator))

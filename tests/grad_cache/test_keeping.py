@@ -56,7 +56,7 @@ def test_kept_and_replayed_graphs_give_the_same_bits(gradients_of, case):
         actual, once = gradients_of(graphs, **case)
         assert once == calls // 2
         assert_same_bits(actual, expected)
-    actual, some_twice = gradients_of(GraphBudget(everything._spent / 2 / 2**30), **case)
+    actual, some_twice = gradients_of(GraphBudget(everything.spent / 2 / 2**30), **case)
     assert once < some_twice < calls
     assert_same_bits(actual, expected)
 
