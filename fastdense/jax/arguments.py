@@ -20,6 +20,7 @@ _REMAT = "use --grad_cache, which keeps the activations of one chunk"
 _REFUSED = {
     "fp16": "TPUs have no float16: use --bf16, which needs no loss scaling either",
     "tf32": "set the environment variable JAX_DEFAULT_MATMUL_PRECISION instead",
+    "dry_run": "the plan is that of fastdense.train",
     "torch_compile": "the step is always compiled, by XLA: leave it out",
     "torch_compile_backend": "the step is always compiled, by XLA: leave it out",
     "torch_compile_mode": "the step is always compiled, by XLA: leave it out",

@@ -11,12 +11,15 @@ from fastdense.jax.trainer import JaxTrainer
 from fastdense.modeling.encoder import Retriever
 from fastdense.modeling.settings import RetrieverSettings
 from fastdense.training import run
-from fastdense.training.arguments import ContrastiveArguments, DataArguments, ModelArguments
+from fastdense.training.arguments import AUTO, ContrastiveArguments, DataArguments, ModelArguments
 from fastdense.training.assemble import load_model
 
 
 def make_step(contrastive: ContrastiveArguments, args: JaxTrainingArguments) -> StepSettings:
     """The step that the flags ask for; ``--negatives_x_device`` is how it is anyway."""
+    for name in ("gc_tokens_per_chunk", "gc_keep_graph_gib"):
+        if getattr(contrastive, name) != AUTO:
+            raise UserError(f"--{name} is refused: chunks of a compiled step have one shape, and none keeps its graph")
     chunk_rows = (contrastive.gc_q_chunk_size, contrastive.gc_p_chunk_size) if contrastive.grad_cache else None
     return StepSettings(
         scale=1 / contrastive.temperature,

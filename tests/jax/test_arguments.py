@@ -84,6 +84,8 @@ def test_without_jax_a_sentence_says_what_to_install(
     ("flags", "message"),
     [
         ("--attn_implementation sdpa", "--attn_implementation is refused"),
+        ("--grad_cache --gc_tokens_per_chunk 9", "--gc_tokens_per_chunk is refused: chunks of a compiled step have one"),
+        ("--dry_run", "--dry_run is refused: the plan is that of fastdense.train"),
         ("--per_device_train_batch_size 7", "has 48 rows, fewer than one batch of 56"),
         ("--p_max_len 4000", "--p_max_len is 4000, but the model has only 160 positions"),
         ("--adam_beta1 2", "--optim adamw_torch_fused cannot be used: Invalid beta parameter"),
