@@ -2,6 +2,8 @@
 
 #include "cpu/contrastive.h"
 
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+
 #include <algorithm>
 #include <cmath>
 #include <vector>
@@ -32,8 +34,15 @@ void check_targets(const Tensor& target, int64_t columns) {
   }
 }
 
-Tensor empty(const Tensor& like, std::initializer_list<int64_t> shape, ScalarType type = ScalarType::Float) {
-  return torch::stable::new_empty(like, shape, type);
+// Contiguous, on the CPU; without the dispatcher, which nine results of a small problem would notice.
+Tensor empty(std::initializer_list<int64_t> shape, int32_t dtype = aoti_torch_dtype_float32()) {
+  std::vector<int64_t> strides(shape.size(), 1);
+  for (size_t d = shape.size(); d-- > 1;) strides[d - 1] = strides[d] * std::max<int64_t>(1, shape.begin()[d]);
+  AtenTensorHandle tensor;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), shape.begin(),
+                                                         strides.data(), dtype, aoti_torch_device_type_cpu(), -1,
+                                                         &tensor));
+  return Tensor(tensor);
 }
 
 void run(const Problem& problem, const Kernels& kernels, const Gradients& gradients, int64_t chunk_bytes,
@@ -52,11 +61,11 @@ void run_symmetric(const Problem& problem, const Kernels& kernels, const Gradien
   Symmetric(problem, plan, kernels, gradients, chunk_bytes / 2, hardest).run(results);
 }
 
-ContrastiveResult collect(const Tensor& like, const std::vector<RowResult>& results, const Tensor& query_grad,
-                          const Tensor& passage_grad, const Tensor& hardest_index, const Tensor& hardest_score) {
+ContrastiveResult collect(const std::vector<RowResult>& results, const Tensor& query_grad, const Tensor& passage_grad,
+                          const Tensor& hardest_index, const Tensor& hardest_score) {
   const int64_t rows = static_cast<int64_t>(results.size());
-  Tensor loss = empty(like, {}), scale_grad = empty(like, {}), log_normalizer = empty(like, {rows});
-  Tensor target_score = empty(like, {rows}), correct = empty(like, {rows}, ScalarType::Bool);
+  Tensor loss = empty({}), scale_grad = empty({}), log_normalizer = empty({rows});
+  Tensor target_score = empty({rows}), correct = empty({rows}, aoti_torch_dtype_bool());
   double loss_sum = 0, scale_grad_sum = 0;
   for (int64_t i = 0; i < rows; ++i) {
     loss_sum += results[i].loss;
@@ -94,22 +103,22 @@ ContrastiveResult contrastive(const Tensor& query, const Tensor& passage, const 
                         *scale.const_data_ptr<float>(),
                         static_cast<float>(label_smoothing)};
 
-  Tensor query_grads = query_grad ? empty(query, {rows, width}) : empty(query, {0});
+  Tensor query_grads = query_grad ? empty({rows, width}) : empty({0});
   // Without queries no product writes it.
-  Tensor passage_grads = !passage_grad ? empty(query, {0})
+  Tensor passage_grads = !passage_grad ? empty({0})
                          : rows == 0   ? torch::stable::new_zeros(query, {columns, width}, ScalarType::Float)
-                                       : empty(query, {columns, width});
+                                       : empty({columns, width});
   const Gradients gradients{query_grad ? query_grads.mutable_data_ptr<float>() : nullptr,
                             passage_grad ? passage_grads.mutable_data_ptr<float>() : nullptr};
   std::vector<RowResult> results(rows);
-  Tensor index = empty(query, {rows, hardest}, ScalarType::Long), score = empty(query, {rows, hardest});
+  Tensor index = empty({rows, hardest}, aoti_torch_dtype_int64()), score = empty({rows, hardest});
   Hardest selection(problem, kernels, hardest, index.mutable_data_ptr<int64_t>(), score.mutable_data_ptr<float>());
   if (rows > 0) {
     const auto& run_direction = symmetric ? run_symmetric : run;
     run_direction(problem, kernels, gradients, chunk_bytes, hardest > 0 ? &selection : nullptr, results.data());
   }
   selection.scale();
-  return collect(query, results, query_grads, passage_grads, index, score);
+  return collect(results, query_grads, passage_grads, index, score);
 }
 
 }  // namespace fastdense::cpu

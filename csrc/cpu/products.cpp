@@ -65,24 +65,32 @@ void Products::load(int64_t first_row, int64_t count, const VisitQuery& visit) {
   count_ = count;
   panels_ = ceil_div(count, kPanel);
   on_threads(panels_, count_ * problem_.width * 4, [&](const auto& next) {
-    Scratch<float> query(problem_.query.scratch_size()), passage(problem_.query.scratch_size());
+    const int64_t stride = problem_.query.scratch_size();
+    Scratch<float> queries(stride * kPanel), passage(problem_.passage.scratch_size());
     for (int64_t panel = next(); panel >= 0; panel = next()) {
-      uint32_t* out = queries_.data() + panel * width_units_ * kPanel;
-      if ((panel + 1) * kPanel > count_) std::memset(out, 0, width_units_ * kPanel * sizeof(uint32_t));
-      for (int64_t i = panel * kPanel; i < (panel + 1) * kPanel; ++i) {
-        target_[i] = i < count_ ? problem_.target[first_row_ + i] : -1;
-        if (i >= count_) continue;
-        if (problem_.passage_id) target_id_[i] = problem_.passage_id[target_[i]];
-        const float* values = problem_.query.get(first_row_ + i, query.data());
-        if (few_) {
-          std::memcpy(out + i * problem_.width, values, problem_.width * sizeof(float));
-        } else {
-          kernels_.pack_panel_column(values, problem_.width, out + i % kPanel);
-        }
-        if (visit) visit(i, values, passage.data());
+      const float* values[kPanel];
+      const int64_t first = panel * kPanel, rows = std::min<int64_t>(kPanel, count_ - first);
+      std::fill_n(&target_[first], kPanel, -1);
+      for (int64_t i = 0; i < rows; ++i) {
+        target_[first + i] = problem_.target[first_row_ + first + i];
+        if (problem_.passage_id) target_id_[first + i] = problem_.passage_id[target_[first + i]];
+        values[i] = problem_.query.get(first_row_ + first + i, queries.data() + i * stride);
+        if (visit) visit(first + i, values[i], passage.data());
       }
+      pack_queries(values, rows, queries_.data() + panel * width_units_ * kPanel);
     }
   });
+}
+
+void Products::pack_queries(const float* const* values, int64_t rows, uint32_t* out) {
+  if (few_) {
+    for (int64_t i = 0; i < rows; ++i) {
+      std::memcpy(out + i * problem_.width, values[i], problem_.width * sizeof(float));
+    }
+    return;
+  }
+  if (rows < kPanel) std::memset(out, 0, width_units_ * kPanel * sizeof(uint32_t));
+  kernels_.pack_panel(values, static_cast<int>(rows), problem_.width, out);
 }
 
 void Products::add_gradients(const RowResult* results, const std::function<void(const Segment&)>& fill) {
@@ -304,25 +312,22 @@ void Products::add_target_gradients(const Segment& block, const RowResult* resul
 }
 
 void Products::write_query_gradients(const RowResult* results) {
-  constexpr int64_t kTransposed = 16;  // columns that stay in the first-level cache while rows pass by
   const int64_t width = problem_.width;
   on_threads(panels_, count_ * width * 4, [&](const auto& next) {
     Scratch<float> scratch(problem_.passage.scratch_size());
     for (int64_t panel = next(); panel >= 0; panel = next()) {
-      const float* products = query_products_.data() + panel * width * kPanel;
-      for (int64_t i = panel * kPanel; i < std::min((panel + 1) * kPanel, count_); ++i) {
-        if (i + 1 < count_) problem_.passage.prefetch(target_[i + 1], 0, width);
-        const float* passage = problem_.passage.get(target_[i], scratch.data());
-        float* out = gradients_.query + (first_row_ + i) * width;
-        for (int64_t d = 0; d < width; ++d) out[d] = results[i].target_gradient * passage[d];
+      const int64_t first = panel * kPanel, rows = std::min<int64_t>(kPanel, count_ - first);
+      float* out[kPanel];
+      float factor[kPanel];
+      for (int64_t i = 0; i < rows; ++i) {
+        const RowResult& result = results[first + i];
+        if (i + 1 < rows) problem_.passage.prefetch(target_[first + i + 1], 0, width);
+        const float* passage = problem_.passage.get(target_[first + i], scratch.data());
+        out[i] = gradients_.query + (first_row_ + first + i) * width;
+        factor[i] = result.factor;
+        for (int64_t d = 0; d < width; ++d) out[i][d] = result.target_gradient * passage[d];
       }
-      for (int64_t first = 0; first < width; first += kTransposed) {
-        const int64_t end = std::min(first + kTransposed, width);
-        for (int64_t i = panel * kPanel; i < std::min((panel + 1) * kPanel, count_); ++i) {
-          float* out = gradients_.query + (first_row_ + i) * width;
-          for (int64_t d = first; d < end; ++d) out[d] += results[i].factor * products[d * kPanel + i % kPanel];
-        }
-      }
+      kernels_.add_panel(query_products_.data() + panel * width * kPanel, factor, static_cast<int>(rows), width, out);
     }
   });
 }

@@ -63,6 +63,7 @@ class Products {
   int64_t target_id(int64_t i) const { return target_id_[i]; }
 
  private:
+  void pack_queries(const float* const* values, int64_t rows, uint32_t* out);
   void pack_passages(const Segment& block, uint32_t* packed, float* scratch);
   void score_panel(int64_t panel, const Segment& block, const uint32_t* packed, float* scores);
   void pack_weighted_queries(const RowResult* results);

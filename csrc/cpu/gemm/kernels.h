@@ -102,8 +102,10 @@ struct Kernels {
   // depth rows of values [width], times factor [depth], to one unit of panels that lie panel_stride apart; zero-filled.
   void (*pack_panel_step)(const float* const* values, const float* factor, int64_t width, uint32_t* out,
                           int64_t panel_stride);
-  // values [width] to column `column` of a panel; the last unit is filled with zero.
-  void (*pack_panel_column)(const float* values, int64_t width, uint32_t* out);
+  // count (at most 32) rows of values [width] to the first columns of a panel; the last unit is filled with zero.
+  void (*pack_panel)(const float* const* values, int count, int64_t width, uint32_t* out);
+  // to[i] [width] += factor[i] * column i of a panel of float32, for the first count columns.
+  void (*add_panel)(const float* panel, const float* factor, int count, int64_t width, float* const* to);
   // One panel of exponentials, columns long, to blocks of its columns' rows: out[column * 32 + unit], 32 / depth units.
   // What lies `ahead` units behind the panel is prefetched.
   void (*transpose_exponentials)(const uint32_t* panel, int64_t columns, int64_t ahead, uint32_t* out);
