@@ -84,7 +84,7 @@ def test_without_jax_a_sentence_says_what_to_install(
     ("flags", "message"),
     [
         ("--attn_implementation sdpa", "--attn_implementation is refused"),
-        ("--grad_cache --gc_tokens_per_chunk 9", "--gc_tokens_per_chunk is refused: chunks of a compiled step have one"),
+        ("--grad_cache --gc_tokens_per_chunk 9", "--gc_tokens_per_chunk is refused: chunks of a compiled step"),
         ("--dry_run", "--dry_run is refused: the plan is that of fastdense.train"),
         ("--per_device_train_batch_size 7", "has 48 rows, fewer than one batch of 56"),
         ("--p_max_len 4000", "--p_max_len is 4000, but the model has only 160 positions"),
