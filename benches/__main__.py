@@ -4,7 +4,7 @@ import runpy
 import sys
 from pathlib import Path
 
-HELPERS = {"__main__", "__init__", "providers"}
+HELPERS = {"__main__", "machine", "providers", "step_inputs", "step_providers"}
 
 
 def main() -> None:

@@ -10,12 +10,12 @@ and no time. Peak memory is what a call adds, results included.
 
 import argparse
 import json
-import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+from benches.machine import device_name, peak_mib
 from benches.providers import SCALE, matrix_products, providers
 
 # An error above this is a wrong answer, not rounding. Plain float32 torch has about 1e-4 where the loss is small
@@ -82,28 +83,6 @@ def error_of(gradients: tuple[Tensor, Tensor], exact: tuple[Tensor, Tensor]) -> 
     return max(float((grad[:SAMPLE].double() - true).norm() / true.norm()) for grad, true in pairs)
 
 
-def peak_mib(function: Callable[..., object], *inputs: Tensor) -> float | None:
-    """MiB that a call adds at its peak; None where the process has been larger before."""
-    if inputs[0].is_cuda:
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        function(*inputs)
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-    try:
-        Path("/proc/self/clear_refs").write_text("5")  # resets the peak of the resident memory
-    except OSError:
-        return None
-    before = resident("VmRSS")
-    function(*inputs)
-    return (resident("VmHWM") - before) / 1024
-
-
-def resident(field: str) -> int:
-    """KiB, from /proc/self/status."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field + ":"))
-
-
 def once(function: Callable[..., object], *inputs: Tensor) -> float:
     """Seconds of one call."""
     start = time.perf_counter()
@@ -140,7 +119,7 @@ def measure(shape: tuple[int, int, int], dtype: str, device: str, repeats: int, 
         rows[name] = Row(name, error_of(function(*inputs), exact))
         if rows[name].error <= LARGEST_ERROR[dtype]:
             timed[name] = function
-            rows[name].peak_mib = peak_mib(function, *inputs)
+            rows[name].peak_mib = peak_mib(partial(function, *inputs), device)
     seconds: dict[str, list[float]] = {name: [] for name in timed}
     for _ in range(repeats):
         for name, function in timed.items():
@@ -163,19 +142,6 @@ def show(row: Row) -> str:
         f"  {row.provider:26} {row.median_ms:10.2f} ms {row.over_products:6.2f} x bare {row.tflops:8.3f} TFLOP/s"
         f" {peak:>12}{error}"
     )
-
-
-def device_name(device: str) -> str:
-    """What the machine calls its processor."""
-    if device != "cpu":
-        return torch.cuda.get_device_name(device)
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.machine()
-    facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines) if value}
-    family = f" (family {facts['cpu family']}, model {facts['model']})" if "cpu family" in facts else ""
-    return facts.get("model name", platform.machine()) + family
 
 
 def shape_of(text: str) -> tuple[int, int, int]:
