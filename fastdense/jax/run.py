@@ -33,6 +33,8 @@ def load_supported_model(model: ModelArguments, data: DataArguments) -> tuple[Re
     """The retriever on the host; UserError for one that has no JAX encoder."""
     if model.attn_implementation is not None:
         raise UserError("--attn_implementation is refused: it chooses among PyTorch's, and the encoder is JAX's")
+    if model.lora:
+        raise UserError("--lora is refused: its layers are PyTorch's, and the encoder is JAX's")
     loaded = load_model(model, data)
     check_supported(loaded[0])
     return loaded

@@ -28,7 +28,7 @@ class Encoder(nn.Module):
         self.projection = projection
         self.normalize = normalize
         self._accepted = _accepted_arguments(backbone)
-        _freeze_unused_pooler(backbone)
+        freeze_unused_pooler(backbone)
 
     @property
     def dimension(self) -> int:
@@ -127,7 +127,7 @@ def _accepted_arguments(backbone: "PreTrainedModel") -> frozenset[str]:
     return frozenset(inspect.signature(backbone.forward).parameters)
 
 
-def _freeze_unused_pooler(backbone: "PreTrainedModel") -> None:
+def freeze_unused_pooler(backbone: "PreTrainedModel") -> None:
     """BERT and its relatives bring a pooler for next-sentence prediction, which nothing here reads.
 
     Its weights stay in the saved model, but DDP must not wait for gradients that never come.

@@ -22,6 +22,7 @@ _RENAMED = {
 
 POOLING = Literal["cls", "mean", "last"]
 AUTO = "auto"
+_LORA_DEFAULTS = {"lora_r": 16, "lora_alpha": 32, "lora_dropout": 0.0, "lora_target_modules": None}
 _KINDS: dict[type, str] = {int: "an integer", float: "a number"}
 
 
@@ -84,12 +85,35 @@ class ModelArguments:
         ),
     )
 
+    lora: bool = field(
+        default=False,
+        metadata=_flag("Train low-rank updates (LoRA) of the backbone's layers instead of the backbone; needs peft."),
+    )
+    lora_r: int = field(default=16, metadata=_flag("Rank of the updates."))
+    lora_alpha: int = field(default=32, metadata=_flag("Updates are scaled by lora_alpha / lora_r."))
+    lora_dropout: float = field(default=0.0, metadata=_flag("Dropout before the updates."))
+    lora_target_modules: list[str] | None = field(
+        default=None,
+        metadata=_flag("Names of the layers to update, or all-linear (default: peft's choice for the model)."),
+    )
+
     _argument_group_name = "model"
 
     def __post_init__(self) -> None:
+        self._check_lora()
         for name in ("projection_in_dim", "projection_out_dim"):
             if not self.add_pooler and getattr(self, name) != 768:
                 raise UserError(f"--{name} is the width of a projection: pass --add_pooler, which adds one")
+
+    def _check_lora(self) -> None:
+        given = [name for name, default in _LORA_DEFAULTS.items() if getattr(self, name) != default]
+        if given and not self.lora:
+            raise UserError(f"--{given[0]} is for --lora: pass that, too, or leave it out")
+        for name in ("lora_r", "lora_alpha"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name} must be at least 1, not {getattr(self, name)}")
+        if not 0 <= self.lora_dropout < 1:
+            raise UserError(f"--lora_dropout must lie in [0, 1), not {self.lora_dropout}")
 
 
 @dataclass

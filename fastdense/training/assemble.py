@@ -12,6 +12,7 @@ from fastdense.grad_cache import GraphBudget
 from fastdense.grad_cache.memory import available_bytes
 from fastdense.modeling.encoder import Retriever
 from fastdense.modeling.load import load_retriever
+from fastdense.modeling.lora import LoraSettings, add_lora
 from fastdense.modeling.settings import RetrieverSettings, read_settings
 from fastdense.modeling.tokenizer import load_tokenizer
 from fastdense.retrieval.encode import check_fits
@@ -64,7 +65,15 @@ def load_model(model: ModelArguments, data: DataArguments) -> tuple[Retriever, A
         (retriever.query_encoder, retriever.passage_encoder), text_tokenizers(tokenizer, settings), strict=True
     ):
         check_fits(encoder, tokenize)
+    if model.lora:
+        add_lora(retriever, LoraSettings(model.lora_r, model.lora_alpha, model.lora_dropout, model.lora_target_modules))
     return retriever, tokenizer, settings.describing(retriever)
+
+
+def check_lora(model: ModelArguments, args: RetrieverTrainingArguments) -> None:
+    """Raise UserError for a way of recomputing activations that finds no gradients behind frozen embeddings."""
+    if model.lora and args.gradient_checkpointing and (args.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
+        raise UserError("--gradient_checkpointing_kwargs: use_reentrant does not work with --lora: leave it out")
 
 
 def load_training_set(

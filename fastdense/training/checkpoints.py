@@ -23,6 +23,7 @@ from fastdense.files import (
     remove_directory,
 )
 from fastdense.modeling.load import load_weights
+from fastdense.modeling.lora import has_lora, load_trained, merged, save_trained
 from fastdense.modeling.save import retriever_entries, save_retriever
 from fastdense.modeling.settings import RetrieverSettings
 from fastdense.training.arguments import RetrieverTrainingArguments
@@ -168,7 +169,9 @@ class CheckpointingTrainer(Trainer):
         directory.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=f"{_STAGING}-", dir=directory))
         try:
-            save_retriever(self.model, self.processing_class, staging, self.settings)
+            save_retriever(merged(self.model), self.processing_class, staging, self.settings)
+            if has_lora(self.model):
+                save_trained(self.model, staging)
             for name in retriever_entries(directory) - {entry.name for entry in staging.iterdir()}:
                 remove(directory / name)  # an overwritten model of another kind: its parts would be taken for ours
             publish_files(staging, directory)
@@ -176,7 +179,7 @@ class CheckpointingTrainer(Trainer):
             shutil.rmtree(staging, ignore_errors=True)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
-        load_weights(self.model, resume_from_checkpoint)
+        self._load_weights(resume_from_checkpoint)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         settings = [set(group) for group in self.optimizer.param_groups]
@@ -192,4 +195,10 @@ class CheckpointingTrainer(Trainer):
             )
 
     def _load_best_model(self) -> None:
-        load_weights(self.model, self.state.best_model_checkpoint)
+        self._load_weights(self.state.best_model_checkpoint)
+
+    def _load_weights(self, checkpoint: str) -> None:
+        if has_lora(self.model):  # a checkpoint's weights are merged and rounded
+            load_trained(self.model, Path(checkpoint))
+        else:
+            load_weights(self.model, checkpoint)

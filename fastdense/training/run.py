@@ -15,7 +15,7 @@ from fastdense.training.arguments import (
     ModelArguments,
     RetrieverTrainingArguments,
 )
-from fastdense.training.assemble import load_model, load_training_set, make_step
+from fastdense.training.assemble import check_lora, load_model, load_training_set, make_step
 from fastdense.training.checkpoints import find_checkpoint, prepare_output_dir
 from fastdense.training.dry_run import describe_run
 from fastdense.training.evaluation import load_held_out
@@ -41,6 +41,7 @@ def train(
     model, from those of the loss and of the training to the step, and what runs that step.
     """
     show_log(args.process_index)
+    check_lora(model, args)
     check_libraries(args)
     set_seed(args.seed)
     if args.dry_run:
