@@ -33,6 +33,7 @@ def join_processes(address: str | None, processes: int | None, index: int | None
         if processes is not None or index is not None:
             raise UserError("--jax_num_processes and --jax_process_id need --jax_coordinator_address HOST:PORT or auto")
         return
+    jax.config.update("jax_enable_preemption_service", False)  # it takes SIGTERM, which ends a command cleanly
     try:
         jax.distributed.initialize(None if address == AUTO else address, processes, index)
     except (ValueError, RuntimeError) as error:
