@@ -28,12 +28,13 @@ endif
 BUILD_FILES  := pyproject.toml CMakeLists.txt $(shell find cmake csrc -type f)
 NATIVE_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help demo demo-short demo-jax demo-jax-short test lint lint-python lint-types lint-native bench here clean
+.PHONY: help demo demo-short demo-jax demo-jax-short test test-all lint lint-python lint-types lint-native bench here clean
 help:
 	@echo "make demo        train a small retriever on Python's own documentation and ask it questions (5 minutes)"
 	@echo "make demo-short  the same in about a minute, for CI"
 	@echo "make demo-jax    the demo with JAX on eight simulated devices; make demo-jax-short in about two minutes"
-	@echo "make test        every test this machine can run"
+	@echo "make test        every test that takes less than ten seconds or guards what nothing quicker does"
+	@echo "make test-all    also the slow ones: the same properties on more cases, whole runs, larger compilations"
 	@echo "make lint        style, import direction, types, C++ format"
 	@echo "make bench       time the loss and its gradients against plain torch"
 	@echo "make here        install into the interpreter at hand without a network; then also make test-here, ..."
@@ -48,6 +49,8 @@ demo-jax: $(DEMO_JAX)
 demo-jax-short: $(DEMO_JAX)
 	$(PY) -m fastdense.demo --jax --short --output_dir demo-jax-output $(DEMO_ARGS)
 test: $(DEV)
+	$(PY) -m pytest -q $(PARALLEL) -m "not slow" $(TEST_ARGS)
+test-all: $(DEV)
 	$(PY) -m pytest -q $(PARALLEL) $(TEST_ARGS)
 bench: $(DEV)
 	$(PY) -m benches contrastive_loss $(BENCH_ARGS)
