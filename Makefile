@@ -25,6 +25,9 @@ DEMO_JAX     := $(VENV)/.demo-jax
 DEV          := $(VENV)/.dev
 endif
 
+# Python compiles what it imports; compiling all that is installed would take as long as installing it.
+INSTALL      := $(PY) -m pip install -q --no-compile
+
 BUILD_FILES  := pyproject.toml CMakeLists.txt $(shell find cmake csrc -type f)
 NATIVE_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
@@ -67,16 +70,16 @@ lint-native: $(DEV)
 $(VENV)/.torch:
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=...") if sys.version_info < (3, 11) else 0'
 	$(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install -q "$(TORCH)"
+	$(INSTALL) "$(TORCH)"
 	@touch $@
 $(VENV)/.demo: $(VENV)/.torch $(BUILD_FILES)
-	$(PY) -m pip install -q -e ".[train,retrieval,demo]"
+	$(INSTALL) -e ".[train,retrieval,demo]"
 	@touch $@
 $(VENV)/.demo-jax: $(VENV)/.torch $(BUILD_FILES)
-	$(PY) -m pip install -q -e ".[train,retrieval,demo,jax]"
+	$(INSTALL) -e ".[train,retrieval,demo,jax]"
 	@touch $@ $(VENV)/.demo
 $(VENV)/.dev: $(VENV)/.torch $(BUILD_FILES)
-	$(PY) -m pip install -q -e ".[test,lint]"
+	$(INSTALL) -e ".[test,lint]"
 	@touch $@ $(VENV)/.demo $(VENV)/.demo-jax
 
 # The interpreter must already hold torch, scikit-build-core, pybind11, cmake and ninja.
