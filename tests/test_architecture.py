@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "fastdense"
 
 ROOMS = {"loss", "grad_cache", "distributed", "modeling", "data", "retrieval", "training"}
-BASE = {"errors", "files", "command"}
+BASE = {"errors", "files", "command", "environment"}
 TENSORS_ONLY = {"loss", "grad_cache", "distributed"}
 MAY_IMPORT = {
     "loss": set(),

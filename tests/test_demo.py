@@ -9,7 +9,6 @@ import pytest
 from fastdense.demo.__main__ import Size, demonstrate
 from fastdense.demo.baseline import identifier_words, measure_bm25, stock_words
 from fastdense.demo.commands import JAX, TORCH, command_line, show_and_run
-from fastdense.demo.picture import draw_training_curve
 from fastdense.demo.questions import QUESTIONS
 from fastdense.demo.report import print_result
 from fastdense.errors import UserError
@@ -49,13 +48,6 @@ def test_bm25_reads_identifiers_word_by_word() -> None:
     texts = EvaluationSet(queries, passages, {"q1": {"a": 1}, "q2": {"b": 1}})
     assert measure_bm25(texts, ["mrr@10", "recall@10"], identifier_words) == {"mrr@10": 1.0, "recall@10": 1.0}
     assert stock_words(["def getElementsByTagName(self)"]) == [["def", "getelementsbytagname", "self"]]
-
-
-def test_the_picture_is_drawn_from_the_log(tmp_path: Path) -> None:
-    history = [{"step": 5, "loss": 4.0}, {"step": 10, "loss": 2.0}, {"step": 10, "eval_recall@10": 0.4}]
-    (tmp_path / "trainer_state.json").write_text(json.dumps({"log_history": history}))
-    draw_training_curve(tmp_path / "trainer_state.json", tmp_path / "curve.png")
-    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,7 @@ class JaxTrainingArguments(RetrieverTrainingArguments):
     _refused: ClassVar[Mapping[str, str]] = _REFUSED
 
     def __post_init__(self) -> None:
+        self.keep_given()
         if self.use_cpu:
             jax.config.update("jax_platforms", "cpu")
         if self.bf16:

@@ -5,7 +5,7 @@ inherited. Checks that need nothing but the flags themselves stand here; files a
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import ClassVar, Literal
 
 import torch
@@ -254,6 +254,7 @@ class RetrieverTrainingArguments(TrainingArguments):
     _refused: ClassVar[Mapping[str, str]] = {}  # flags that a driver refuses on top of all drivers', and why
 
     def __post_init__(self) -> None:
+        self.keep_given()
         self._check()
         if self.warmup_steps == 0:
             self.warmup_steps = self.warmup_ratio  # a fraction is a share of all steps
@@ -276,6 +277,11 @@ class RetrieverTrainingArguments(TrainingArguments):
                 f"one process sees {self.n_gpu} GPUs; start one process a GPU with torchrun --nproc_per_node "
                 f"{self.n_gpu} -m fastdense.train, or show it one GPU with CUDA_VISIBLE_DEVICES=0"
             )
+
+    def keep_given(self) -> None:
+        """Remember the flags as they were given, in ``given``: what follows completes them."""
+        if not hasattr(self, "given"):
+            self.given = {each.name: getattr(self, each.name) for each in fields(self)}
 
     def _check(self) -> None:
         if not self.do_train:

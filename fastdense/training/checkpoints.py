@@ -27,9 +27,10 @@ from fastdense.modeling.lora import has_lora, load_trained, merged, save_trained
 from fastdense.modeling.save import retriever_entries, save_retriever
 from fastdense.modeling.settings import RetrieverSettings
 from fastdense.training.arguments import RetrieverTrainingArguments
+from fastdense.training.run_record import FILES as RECORD
 
 _STATE = "trainer_state.json"
-_TENSORBOARD = "runs"  # all that a run killed before its first checkpoint has written
+_BEFORE_ANY_CHECKPOINT = ("runs", *RECORD)  # tensorboard's, and all else that a run killed early has written
 _STAGING = ".saving"  # inside output_dir; the same name on all ranks
 
 
@@ -91,7 +92,7 @@ def prepare_output_dir(args: RetrieverTrainingArguments, *, resuming: bool) -> N
     if directory.exists() and not directory.is_dir():
         raise UserError(f"--output_dir {directory} is a file; name a directory")
     unfinished = {*directory.glob(f"{_STAGING}*"), *leftovers(directory)}
-    others = {*directory.glob("*")} - unfinished - {directory / _TENSORBOARD}
+    others = {*directory.glob("*")} - unfinished - {directory / name for name in _BEFORE_ANY_CHECKPOINT}
     if others and not (resuming or args.overwrite_output_dir):
         raise UserError(
             f"--output_dir {directory} is not empty; pass --overwrite_output_dir to train into it anew, "

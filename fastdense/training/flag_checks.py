@@ -51,7 +51,6 @@ _REFUSED = {
     "save_on_each_node": "all machines write into one --output_dir, which they must share",
     "push_to_hub": _NO_HUB,
     "hub_model_id": _NO_HUB,
-    "hub_token": _NO_HUB,
     "hub_private_repo": _NO_HUB,
     "hub_strategy": _NO_HUB,
     "hub_always_push": _NO_HUB,
@@ -99,7 +98,7 @@ def check_flags(args: Any, refused: Mapping[str, str] = MappingProxyType({})) ->
 
 
 def _check_refused(args: Any, refused: Mapping[str, str]) -> None:
-    defaults = {field.name: _default(field) for field in dataclasses.fields(args)}
+    defaults = {field.name: default_of(field) for field in dataclasses.fields(args)}
     for name, reason in refused.items():
         value, default = getattr(args, name, None), defaults.get(name)
         if value != default and (value or default):  # the parser makes an empty list of an empty string
@@ -116,7 +115,8 @@ def _check_refused(args: Any, refused: Mapping[str, str]) -> None:
         raise UserError(f"--optim {_name(args.optim)} is refused: it steps before all gradients of a batch are there")
 
 
-def _default(field: dataclasses.Field[Any]) -> Any:
+def default_of(field: dataclasses.Field[Any]) -> Any:
+    """The default of a dataclass's field, however it is declared."""
     return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 

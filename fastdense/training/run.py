@@ -20,6 +20,7 @@ from fastdense.training.checkpoints import find_checkpoint, prepare_output_dir
 from fastdense.training.dry_run import describe_run
 from fastdense.training.evaluation import load_held_out
 from fastdense.training.library_checks import check_libraries
+from fastdense.training.run_record import RunRecord, given_flags
 from fastdense.training.trainer import RetrieverTrainer
 
 logger = logging.getLogger(__name__)
@@ -63,6 +64,7 @@ def train(
         settings=settings,
         held_out=held_out,
     )
+    trainer.add_callback(RunRecord(given_flags(model, data, contrastive, args)))
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
     trainer.save_state()
