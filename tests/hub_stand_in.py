@@ -1,14 +1,17 @@
 """A small stand-in of the Hugging Face hub's HTTP API, on this machine.
 
 It serves directories as model and data set repositories: repository info, tree listings, files with ranges, at the
-revisions they are added for. ``HF_ENDPOINT`` selects it, which the Hugging Face libraries read when they are imported:
-use it from a subprocess started with :meth:`HubStandIn.environment`.
+revisions they are added for. Who brings :data:`TOKEN` may make model repositories and commit to them. ``HF_ENDPOINT``
+selects it, which the Hugging Face libraries read when they are imported: use it from a subprocess started with
+:meth:`HubStandIn.environment`, or change ``huggingface_hub.constants``.
 """
 
+import base64
 import hashlib
 import json
 import os
 import re
+import tempfile
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,6 +21,10 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 OFFLINE_SWITCHES = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
 PROXY_VARIABLES = ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
+
+
+TOKEN = "hf_stand_in"
+USER = "someone"
 
 
 @dataclass(frozen=True)
@@ -45,6 +52,10 @@ class HubStandIn:
     """The server; use it as a context manager, then add repositories at any time."""
 
     def __init__(self) -> None:
+        self.refuses_commits = False
+        self.commits: list[str] = []
+        """The message of every commit so far."""
+        self._pushed: dict[str, tempfile.TemporaryDirectory[str]] = {}
         self.requests: list[str] = []
         """``METHOD path`` of every request so far."""
         self._repositories: dict[tuple[str, str], dict[str, Snapshot]] = {}
@@ -61,6 +72,8 @@ class HubStandIn:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+        for folder in self._pushed.values():
+            folder.cleanup()
 
     @property
     def endpoint(self) -> str:
@@ -73,6 +86,32 @@ class HubStandIn:
     def add_dataset(self, name: str, directory: Path, revision: str = "main") -> None:
         """Serve ``directory`` as the data set ``name``; revision ``refs/convert/parquet`` is the hub's conversion."""
         self._repositories.setdefault(("dataset", name), {})[revision] = Snapshot.of(Path(directory))
+
+    def make_repository(self, name: str) -> None:
+        """An empty model repository; a file in it appears by :meth:`commit`."""
+        self._pushed[name] = tempfile.TemporaryDirectory(prefix="pushed-")
+        self.add_model(name, Path(self._pushed[name].name))
+
+    def pushed(self, name: str) -> Path:
+        """The files that a repository made by :meth:`make_repository` has by now."""
+        return Path(self._pushed[name].name)
+
+    def commit(self, name: str, operations: list[dict[str, Any]]) -> str:
+        """Write and delete files as the lines of a commit say; returns the new commit."""
+        folder = self.pushed(name)
+        for operation in operations:
+            value = operation["value"]
+            match operation["key"]:
+                case "header":
+                    self.commits.append(value["summary"])
+                case "file":
+                    path = folder / value["path"]
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.write_bytes(base64.b64decode(value["content"]))
+                case "deletedFile":
+                    (folder / value["path"]).unlink()
+        self.add_model(name, folder)
+        return self._repositories["model", name]["main"].commit
 
     def environment(self, home: Path) -> dict[str, str]:
         """This process's environment for a subprocess that uses the stand-in, with its caches below ``home``."""
@@ -135,7 +174,9 @@ class HubRequestHandler(BaseHTTPRequestHandler):
 
     def _answer(self) -> None:
         self.hub.requests.append(f"{self.command} {self.path}")
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        body = self._body()
+        if self._is_about_writing():
+            return self._answer_writer(body)
         request = self._parse()
         if request is None:
             return self._send_error(404, "RepoNotFound", "Repository not found")
@@ -154,6 +195,58 @@ class HubRequestHandler(BaseHTTPRequestHandler):
             case _:
                 self._send_error(404, "EntryNotFound", f"the stand-in has no {request.action}")
         return None
+
+    def _body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        body = b""
+        while size := int(self.rfile.readline(), 16):
+            body += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+        return body
+
+    def _is_about_writing(self) -> bool:
+        return bool(
+            re.search(r"whoami|validate-yaml|repos/create|/(auth-check|preupload|commit|branch)(/|$)", self.path)
+        )
+
+    def _answer_writer(self, body: bytes) -> None:
+        if self.headers.get("Authorization") != f"Bearer {TOKEN}":
+            return self._send_error(401, "", "Invalid username or password.")
+        name = "/".join(urlsplit(self.path).path.split("/")[3:5])
+        match self.path.split("/")[2 if "/models/" not in self.path else 5].partition("?")[0]:
+            case "whoami-v2":
+                self._send_json({"type": "user", "name": USER, "orgs": []})
+            case "validate-yaml":
+                self._send_json({"errors": [], "warnings": []})
+            case "repos":
+                self._create(json.loads(body))
+            case "auth-check":
+                self._send_json({})
+            case "preupload":
+                files = [file["path"] for file in json.loads(body)["files"]]
+                modes = [{"path": path, "uploadMode": "regular", "shouldIgnore": False} for path in files]
+                self._send_json({"files": modes})
+            case "commit" if self.hub.refuses_commits:
+                self._send_error(507, "", "You have exceeded your storage limit.")
+            case "commit":
+                commit = self.hub.commit(name, [json.loads(line) for line in body.splitlines()])
+                url = f"{self.hub.endpoint}/{name}/commit/{commit}"
+                self._send_json({"success": True, "commitOid": commit, "commitUrl": url})
+            case _:
+                self._send_error(404, "EntryNotFound", f"the stand-in cannot {self.path}")
+        return None
+
+    def _create(self, wanted: dict[str, Any]) -> None:
+        owner = wanted["organization"] or USER
+        name = f"{owner}/{wanted['name']}"
+        if owner != USER:
+            return self._send_error(403, "", f"You don't have the rights to create a model under the namespace {owner}")
+        if self.hub.find("model", name):
+            return self._send_error(409, "", "You already created this model repo")
+        self.hub.make_repository(name)
+        return self._send_json({"url": f"{self.hub.endpoint}/{name}", "name": name, "id": name})
 
     def _parse(self) -> Request | None:
         url = urlsplit(self.path)

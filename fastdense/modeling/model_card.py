@@ -1,6 +1,8 @@
 """The README.md of a saved retriever."""
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from fastdense.modeling.settings import RetrieverSettings
@@ -8,17 +10,57 @@ from fastdense.modeling.settings import RetrieverSettings
 _POOLING = {"cls": "first token (CLS)", "mean": "mean of all tokens", "last": "last token"}
 
 
-def model_card(settings: RetrieverSettings, dimension: int) -> str:
-    """Markdown with the hub's metadata, what the model is, and how to use it."""
-    return "\n".join([*_metadata(settings), "", *_description(settings, dimension), "", *_usage(), ""])
+@dataclass(frozen=True)
+class Provenance:
+    """Where a retriever comes from. Its card leaves out what is empty."""
+
+    repository: str | None = None  # the name on the hub
+    datasets: tuple[str, ...] = ()  # names on the hub
+    facts: Mapping[str, str] = field(default_factory=dict)
+    metrics: Mapping[str, str | None] = field(default_factory=dict)  # on the held-out set
+    command: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
 
 
-def _metadata(settings: RetrieverSettings) -> list[str]:
+NOT_RECORDED = Provenance()
+
+
+def model_card(settings: RetrieverSettings, dimension: int, origin: Provenance = NOT_RECORDED) -> str:
+    """Markdown with the hub's metadata, what the model is, how to use it, and how it was made."""
+    parts = [
+        _metadata(settings, origin.datasets),
+        _description(settings, dimension),
+        _usage(origin.repository or "path/to/this/directory"),
+        *_training(origin),
+    ]
+    return "\n\n".join("\n".join(part) for part in parts) + "\n"
+
+
+def _metadata(settings: RetrieverSettings, datasets: tuple[str, ...]) -> list[str]:
     lines = ["---", "library_name: sentence-transformers", "pipeline_tag: sentence-similarity"]
     lines += ["tags:", "- sentence-transformers", "- feature-extraction", "- dense-retrieval"]
     if settings.base_model is not None and not Path(settings.base_model).exists():
         lines.append(f"base_model: {json.dumps(settings.base_model)}")
+    if datasets:
+        lines += ["datasets:", *(f"- {json.dumps(name)}" for name in datasets)]
     return [*lines, "---"]
+
+
+def _training(origin: Provenance) -> list[list[str]]:
+    parts = []
+    if origin.facts:
+        parts.append(["## Training", "", *_table(origin.facts)])
+    if origin.metrics:
+        parts.append(["On the held-out set, at the end of the training:", "", *_table(origin.metrics)])
+    if origin.command:
+        parts.append(["```bash", origin.command, "```"])
+    if origin.versions:
+        parts.append(["Made with " + ", ".join(f"{name} {number}" for name, number in origin.versions.items()) + "."])
+    return parts
+
+
+def _table(rows: Mapping[str, str | None]) -> list[str]:
+    return ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]
 
 
 def _description(settings: RetrieverSettings, dimension: int) -> list[str]:
@@ -35,24 +77,23 @@ def _description(settings: RetrieverSettings, dimension: int) -> list[str]:
         "Passage prefix": f"`{json.dumps(settings.passage_prefix, ensure_ascii=False)}`",
         "Between title and text": f"`{json.dumps(settings.passage_field_separator, ensure_ascii=False)}`",
     }
-    table = ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]
     return [
         "# Dense retriever",
         "",
         "Maps queries and passages to vectors; the best passages score highest.",
         "",
-        *table,
+        *_table(rows),
     ]
 
 
-def _usage() -> list[str]:
+def _usage(name: str) -> list[str]:
     return [
         "## Usage",
         "",
         "```python",
         "from sentence_transformers import SentenceTransformer",
         "",
-        'model = SentenceTransformer("path/to/this/directory")',
+        f"model = SentenceTransformer({json.dumps(name)})",
         'queries = model.encode_query(["What is a dense retriever?"])',
         'passages = model.encode_document(["A dense retriever maps texts to vectors."])',
         "scores = model.similarity(queries, passages)",

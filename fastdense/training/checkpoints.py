@@ -124,6 +124,15 @@ class CheckpointingTrainer(Trainer):
                 remove_directory(checkpoint)
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
+    def init_hf_repo(self, *_: object, **__: object) -> None:
+        """Nothing: :class:`fastdense.training.hub_push.HubPush` pushes whole directories, once they are published."""
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        return None
+
+    def push_to_hub(self, *_: object, **__: object) -> None:
+        """Nothing, as above."""
+
     def _get_output_dir(self, trial: object) -> str:
         return self.args.output_dir if self._staging is None else str(self._staging)
 

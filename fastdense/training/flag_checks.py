@@ -16,7 +16,6 @@ MEASURES = ("mrr@10", "ndcg@10", "recall@10", "recall@100")  # what --eval_strat
 
 _SHARDING = "training shards nothing yet: start with torchrun (DDP)"
 _MEASURED_OTHERWISE = "a run is measured by searching the corpus of --eval_dir, which knows no batches with labels"
-_NO_HUB = "nothing is sent to the hub: upload --output_dir with `hf upload`"
 _LIGER = "its kernels replace language-model layers only"
 _BY_LENGTH = "rows have a query and passages, not one length; chunks of --grad_cache are planned by length anyway"
 
@@ -49,12 +48,7 @@ _REFUSED = {
     "enable_jit_checkpoint": "it would leave half a checkpoint behind when it is killed: save often with --save_steps, "
     "and start again with --resume_from_checkpoint auto",
     "save_on_each_node": "all machines write into one --output_dir, which they must share",
-    "push_to_hub": _NO_HUB,
-    "hub_model_id": _NO_HUB,
-    "hub_private_repo": _NO_HUB,
-    "hub_strategy": _NO_HUB,
-    "hub_always_push": _NO_HUB,
-    "hub_revision": _NO_HUB,
+    "hub_always_push": "every push is waited for, so that none is left out",
 }
 
 _AT_LEAST_ONE = (
@@ -70,6 +64,7 @@ _SEEDS = ("seed", "data_seed")
 _LARGEST_SEED = 2**32 - 1
 
 _NEED_EVALUATION = ("eval_dir", "eval_on_start", "load_best_model_at_end", "metric_for_best_model", "do_eval")
+_NEED_HUB = ("hub_model_id", "hub_token", "hub_private_repo", "hub_strategy", "hub_revision")
 _OBJECTS = (
     "lr_scheduler_kwargs",
     "gradient_checkpointing_kwargs",
@@ -93,6 +88,7 @@ def check_flags(args: Any, refused: Mapping[str, str] = MappingProxyType({})) ->
     _check_refused(args, {**_REFUSED, **refused})
     _check_numbers(args)
     _check_evaluation(args)
+    _check_hub(args)
     for name in _OBJECTS:
         _check_object(args, name)
 
@@ -160,6 +156,13 @@ def _check_evaluation(args: Any) -> None:
         given.append("save_strategy best")
     if given:
         raise UserError(f"--{given[0]} needs --eval_strategy steps or epoch, and --eval_dir DIR")
+
+
+def _check_hub(args: Any) -> None:
+    defaults = {field.name: default_of(field) for field in dataclasses.fields(args)}
+    given = [name for name in _NEED_HUB if getattr(args, name) != defaults[name]]
+    if given and not args.push_to_hub:
+        raise UserError(f"--{given[0]} is for --push_to_hub: pass that, too, or leave it out")
 
 
 def _check_object(args: Any, name: str) -> None:

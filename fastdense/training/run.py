@@ -2,12 +2,15 @@
 
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from transformers import set_seed
 
 from fastdense.command import show_log
+from fastdense.files import atomic_file
 from fastdense.modeling.encoder import Retriever
+from fastdense.modeling.model_card import Provenance, model_card
 from fastdense.modeling.settings import RetrieverSettings
 from fastdense.training.arguments import (
     ContrastiveArguments,
@@ -19,8 +22,9 @@ from fastdense.training.assemble import check_lora, load_model, load_training_se
 from fastdense.training.checkpoints import find_checkpoint, prepare_output_dir
 from fastdense.training.dry_run import describe_run
 from fastdense.training.evaluation import load_held_out
+from fastdense.training.hub_push import HubPush
 from fastdense.training.library_checks import check_libraries
-from fastdense.training.run_record import RunRecord, given_flags
+from fastdense.training.run_record import RunRecord, given_flags, provenance
 from fastdense.training.trainer import RetrieverTrainer
 
 logger = logging.getLogger(__name__)
@@ -50,6 +54,7 @@ def train(
         return
     checkpoint = find_checkpoint(args.resume_from_checkpoint, args.output_dir)
     prepare_output_dir(args, resuming=checkpoint is not None)
+    hub = HubPush(args) if args.push_to_hub and args.process_index == 0 else None
     step = make_step(contrastive, args)
     retriever, tokenizer, settings = load_model(model, data)
     held_out = load_held_out(args, tokenizer, settings)
@@ -64,11 +69,24 @@ def train(
         settings=settings,
         held_out=held_out,
     )
-    trainer.add_callback(RunRecord(given_flags(model, data, contrastive, args)))
+    record = RunRecord(given_flags(model, data, contrastive, args))
+    for callback in filter(None, (record, hub)):
+        trainer.add_callback(callback)
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
     trainer.save_state()
-    logger.info("the trained retriever is in %s", args.output_dir)
+    if args.process_index == 0:
+        _tell(trainer, provenance(data, args, trainer.state, hub.repository if hub else None))
+        if hub is not None:
+            hub.push_trained(Path(args.output_dir))
+
+
+def _tell(trainer: RetrieverTrainer, origin: Provenance) -> None:
+    """Say where the retriever is, and in its card where it comes from."""
+    card = model_card(trainer.settings, trainer.model.query_encoder.dimension, origin)
+    with atomic_file(Path(trainer.args.output_dir, "README.md")) as path:
+        path.write_text(card, encoding="utf-8")
+    logger.info("the trained retriever is in %s", trainer.args.output_dir)
 
 
 def _print_plan(

@@ -20,7 +20,9 @@ import yaml
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from fastdense import environment
+from fastdense.data.hub import parse_dataset_name
 from fastdense.files import atomic_file
+from fastdense.modeling.model_card import Provenance
 from fastdense.training.flag_checks import default_of
 
 logger = logging.getLogger(__name__)
@@ -119,6 +121,34 @@ def summary(history: Sequence[dict[str, Any]], seconds: float) -> dict[str, Any]
     figures["evaluation"] = _evaluation(measured[-1]) if measured else None
     figures["duration_seconds"] = round(seconds, 2)
     return {name: value for name, value in figures.items() if value is not None}
+
+
+def provenance(data: Any, args: TrainingArguments, state: TrainerState, repository: str | None) -> Provenance:
+    """What the trained retriever's card says about its training."""
+    told = summary(state.log_history, 0.0)
+    on_hub = data.dataset_name != "json"
+    facts = {
+        "Data": data.dataset_name if on_hub else Path(data.train_dir).name,
+        "Steps / epochs": f"{told.get('steps')} / {told.get('epochs', 0):.4g}",
+        "Queries per step": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+        "Passages per query": data.train_n_passages,
+        "Processes": args.world_size,
+        "Mean loss": _rounded(told.get("train_loss")),
+        "Last in-batch accuracy": _rounded(told.get("accuracy")),
+    }
+    metrics = {name: _rounded(value) for name, value in told.get("evaluation", {}).items() if "@" in name}
+    return Provenance(
+        repository=repository,
+        datasets=(parse_dataset_name(data.dataset_name).repository,) if on_hub else (),
+        facts={name: str(value) for name, value in facts.items() if value is not None},
+        metrics=metrics,
+        command=environment.command(),
+        versions=environment.versions(),
+    )
+
+
+def _rounded(value: float | None) -> str | None:
+    return None if value is None else f"{value:.4f}"
 
 
 def _evaluation(line: dict[str, Any]) -> dict[str, Any]:

@@ -33,7 +33,6 @@ def test_the_run_is_told_and_run_yaml_repeats_it_bit_for_bit(train_tiny: Train, 
         ),
         *("--eval_dir", str(eval_dir), "--eval_strategy", "steps", "--eval_steps", "2", "--overwrite_output_dir"),
         *("--lr_scheduler_type", "cosine_with_min_lr", "--lr_scheduler_kwargs", '{"min_lr": 1e-5}'),
-        *("--hub_token", "hf_secret"),
     )
     first = train_tiny(*flags)
     given = yaml.safe_load((first / "run.yaml").read_text())
