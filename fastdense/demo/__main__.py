@@ -1,4 +1,4 @@
-"""The demo from start to end: data, before, training, after, questions, result."""
+"""``python -m fastdense.demo``: train a small retriever on text that is here already, and search with it."""
 
 import argparse
 import json
