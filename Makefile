@@ -31,7 +31,7 @@ INSTALL      := $(PY) -m pip install -q --no-compile
 BUILD_FILES  := pyproject.toml CMakeLists.txt $(shell find cmake csrc -type f)
 NATIVE_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help demo demo-short demo-jax demo-jax-short test test-all lint lint-python lint-types lint-native bench here clean
+.PHONY: help demo demo-short demo-jax demo-jax-short test test-all lint lint-python lint-types lint-native bench docs here clean
 help:
 	@echo "make demo        train a small retriever on Python's own documentation and ask it questions (5 minutes)"
 	@echo "make demo-short  the same in about a minute, for CI"
@@ -40,6 +40,7 @@ help:
 	@echo "make test-all    also the slow ones: the same properties on more cases, whole runs, larger compilations"
 	@echo "make lint        style, import direction, types, C++ format"
 	@echo "make bench       time the loss and its gradients against plain torch"
+	@echo "make docs        build the documentation into build/site, every link checked"
 	@echo "make here        install into the interpreter at hand without a network; then also make test-here, ..."
 	@echo "make clean       remove .venv, build and caches"
 
@@ -57,6 +58,8 @@ test-all: $(DEV)
 	$(PY) -m pytest -q $(PARALLEL) $(TEST_ARGS)
 bench: $(DEV)
 	$(PY) -m benches contrastive_loss $(BENCH_ARGS)
+docs: $(DEV)
+	$(PY) -m sphinx -q -W --keep-going -d build/doctrees docs build/site
 
 lint: lint-python lint-types lint-native
 lint-python: $(DEV)
