@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(kernels.INTERPRETED, reason="kernels of the inte
 
 TARGETS = {80: launch.AMPERE, 90: launch.HOPPER, 100: launch.HOPPER, "gfx942": launch.AMD}
 TENSOR_CORE = {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA", "gfx942": "v_mfma"}
-SHARED_MEMORY = {80: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024, "gfx942": 64 * 1024}
+SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024, "gfx942": 64 * 1024}
 POINTERS = {"target": "*i32", "label": "*i32", "wanted": "*i8"}
 INTEGERS = ("rows", "columns", "width", "stride", "query_stride", "passage_stride")
 ALIGNED = ("width", "stride", "query_stride", "passage_stride")
@@ -63,11 +63,23 @@ def disassembled(cubin, path):
     return code.stdout, usage.stdout
 
 
-@pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("name", ["exponentials", "row_maxima_and_sums"])
-def test_a_kernel_stays_in_registers_and_uses_tensor_cores(tmp_path, name, target):
-    kernel = compiled(getattr(kernels, name), target, TARGETS[target])
+def every_compilation():
+    """(kernel, target, tiles), once for what tuning tries: the order of tiles is no matter of registers or memory."""
+    for name in ("exponentials", "row_maxima_and_sums"):
+        for target, default in TARGETS.items():
+            tried = {tiles.stages: tiles for tiles in reversed(launch.candidates(default, SHARED_MEMORY[target]))}
+            for tiles in tried.values():
+                quick = name == "exponentials" and tiles.stages == default.stages and target in (80, 90)
+                marks = () if quick else pytest.mark.slow
+                yield pytest.param(name, target, tiles, marks=marks, id=f"{name}-{target}-{tiles.stages} stages")
+
+
+@pytest.mark.parametrize(("name", "target", "tiles"), list(every_compilation()))
+def test_a_kernel_stays_in_registers_and_uses_tensor_cores(tmp_path, name, target, tiles):
+    kernel = compiled(getattr(kernels, name), target, tiles)
     assert kernel.metadata.shared <= SHARED_MEMORY[target]
+    if target == 80 and tiles.stages <= 3:  # 8.6, 8.9 and 12.0 run this code too, with less
+        assert kernel.metadata.shared <= 99 * 1024
     if isinstance(target, str):
         code = kernel.asm["amdgcn"]
         assert re.search(r"\.vgpr_spill_count:\s*(\d+)", code)[1] == "0"
@@ -75,7 +87,7 @@ def test_a_kernel_stays_in_registers_and_uses_tensor_cores(tmp_path, name, targe
         code, usage = disassembled(kernel.asm["cubin"], tmp_path / "kernel.cubin")
         assert re.search(r"STACK:(\d+)", usage)[1] == "0"
         assert not re.search(r"\b(LDL|STL)\b", code)
-        assert int(re.search(r"REG:(\d+)", usage)[1]) * 32 * TARGETS[target].warps <= 65536
+        assert int(re.search(r"REG:(\d+)", usage)[1]) * 32 * tiles.warps <= 65536
     assert TENSOR_CORE[target] in code
 
 

@@ -1,8 +1,7 @@
 """The Triton implementation: scores become exponentials before they are stored; the other products are torch's.
 
 For bfloat16 it is one pass of three products over row chunks. The kernel of the first keeps E = exp(score - offset)
-instead of the scores, with the offset known beforehand (offsets.py), and sums each row in float32. The gradients are
-then products with E, corrected in float32 for the target, which E leaves out: softmax - 1 would cancel there.
+instead of the scores (fastdense/loss/exponential_pass.py has the pass, offsets.py the offset).
 
 float16 has too small a range for offsets from a bound: its rows get their exact log-sum-exp first, by a product more.
 float32 has the scores from torch's product, which rounds every sum to nearest (a tensor core does not), and Triton's
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 
 from fastdense.loss import operator
+from fastdense.loss.exponential_pass import contrastive
 from fastdense.loss.extras import with_extras
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -45,8 +45,8 @@ def unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
 def _contrastive(query: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     with torch.autocast(query.device.type, enabled=False):  # it would turn float32 products to half precision
         # At first use: `import fastdense` must not wait for triton.
-        driver = importlib.import_module("fastdense.loss.implementations.triton.driver")
-        return driver.contrastive(query, *arguments)
+        launch = importlib.import_module("fastdense.loss.implementations.triton.launch")
+        return contrastive(launch, query, *arguments)
 
 
 _INSTALLED = importlib.util.find_spec("triton") is not None

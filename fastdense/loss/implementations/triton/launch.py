@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,10 +11,10 @@ from triton.runtime import driver
 from triton.runtime.errors import OutOfResources
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from fastdense.loss.exponentials import Chunk, Exponentials, choose_offset, empty_stored, gather
 from fastdense.loss.implementations.triton import kernels
-from fastdense.loss.implementations.triton.offsets import RowOffsets, exact_offset
+from fastdense.loss.offsets import RowOffsets
 
-ALIGNMENT = 16  # bytes, of rows: what tensor descriptors and vector stores need
 WORTH_TUNING = 2**26  # scores of a chunk: below, any configuration takes less time than choosing one
 
 
@@ -38,58 +38,14 @@ AMPERE = Tiles(rows=128, columns=128, width=64, warps=8, stages=3)
 HOPPER = replace(AMPERE, descriptors=True)  # and later
 AMD = replace(AMPERE, stages=2)
 STORED = Tiles(rows=64, columns=128, width=64, warps=8, stages=1, programs=4)  # bound by memory, not by products
+TILE_ROWS, TILE_COLUMNS = AMPERE.rows, AMPERE.columns
 INTERPRETER = Tiles(rows=32, columns=64, width=32, warps=1, stages=1, group=2, descriptors=True)
 LARGE_SHARED_MEMORY = 160 * 1024  # bytes a block: four stages fit
 
 
-class Chunk(NamedTuple):
-    """A chunk of rows, and the passages."""
-
-    query: Tensor
-    """[rows, D], aligned."""
-    passage: Tensor
-    """[M, D], aligned."""
-    target: Tensor
-    """[rows], int32."""
-    label: Tensor | None
-    """[M], int32: columns with the label of a row's target are left out of the row."""
-    scale: Tensor
-
-
-class Exponentials(NamedTuple):
-    """What one product leaves; all but ``stored`` are [rows]. "Others" are a row's columns but the target."""
-
-    stored: Tensor
-    """[rows, M]: exp(score - offset) of the others, 0 elsewhere; in the dtype of the queries."""
-    offset: Tensor
-    target_score: Tensor
-    largest: Tensor
-    """Of the others' scores."""
-    total: Tensor
-    """Sum of the others' exponentials."""
-    stored_total: Tensor
-    """Sum of what is stored, which is rounded."""
-    moment: Tensor
-    """Sum of the others' exponentials times (score - target_score)."""
-
-
-def aligned(tensor: Tensor) -> Tensor:
-    """A tensor [rows, width] that a descriptor can address: itself, or a copy, with zeros up to a full alignment."""
-    unit = ALIGNMENT // tensor.element_size()
-    missing = -tensor.shape[1] % unit or (unit if tensor.shape[1] == 0 else 0)
-    if missing:
-        return torch.nn.functional.pad(tensor, (0, missing))
-    fits = tensor.stride(1) == 1 and tensor.stride(0) % unit == 0 and tensor.stride(0) >= tensor.shape[1]
-    return (
-        tensor if fits and tensor.data_ptr() % ALIGNMENT == 0 else tensor.clone(memory_format=torch.contiguous_format)
-    )
-
-
 def exponentials(chunk: Chunk, guess: RowOffsets) -> Exponentials:
     """Compute the scores of a chunk and store their exponentials."""
-    rows, columns = chunk.query.shape[0], chunk.passage.shape[0]
-    unit = ALIGNMENT // chunk.query.element_size()
-    stored = chunk.query.new_empty(rows, -(-columns // unit) * unit)[:, :columns]
+    stored = empty_stored(chunk)
     if chunk.query.dtype == torch.float32:
         torch.mm(chunk.query, chunk.passage.T, out=stored)
     tiles = _tiles(chunk, guess, stored)
@@ -114,23 +70,19 @@ def _offset(chunk: Chunk, guess: RowOffsets, stored: Tensor, tiles: Tiles) -> Te
         *_operands(chunk, stored, tiles), guess.exact, chunk.target, chunk.label, chunk.scale, maxima, sums,
         rows, columns, chunk.query.shape[1], **_options(tiles),
     )  # fmt: skip
-    return torch.where(guess.exact > 0, exact_offset(maxima, sums), guess.offset)
+    return choose_offset(guess, maxima, sums)
 
 
 def _exponentiate(chunk: Chunk, reference: Tensor, offset: Tensor, stored: Tensor, tiles: Tiles) -> Exponentials:
     rows, columns = stored.shape
     partials = stored.new_empty(4, -(-columns // tiles.columns), rows, dtype=torch.float32)
-    maxima, sums, stored_sums, moments = partials.unbind()
     target_score = torch.empty_like(offset)
     kernels.exponentials[_grid(rows, columns, tiles, stored.device)](
         *_operands(chunk, stored, tiles), chunk.target, chunk.label, chunk.scale, offset, reference, stored,
-        target_score, maxima, sums, stored_sums, moments,
+        target_score, *partials.unbind(),
         rows, columns, chunk.query.shape[1], **_options(tiles),
     )  # fmt: skip
-    total = sums.sum(0)
-    # The sums are relative to a target score that was rounded otherwise.
-    moment = moments.sum(0) + (reference - target_score) * total
-    return Exponentials(stored, offset, target_score, maxima.amax(0), total, stored_sums.sum(0), moment)
+    return gather(stored, offset, target_score, reference, partials)
 
 
 def _operands(chunk: Chunk, stored: Tensor, tiles: Tiles) -> tuple[Any, ...]:

@@ -1,4 +1,9 @@
-"""The pass over row chunks. Nothing in it waits for the device: what depends on values is decided there."""
+"""One pass over row chunks, on a GPU: exponentials instead of scores are stored, and two products made with them.
+
+The offset is known beforehand (offsets.py), and each row is summed in float32. The gradients are products with the
+exponentials, corrected in float32 for the target, which those leave out: softmax - 1 would cancel there. Nothing in it
+waits for the device: what depends on values is decided there.
+"""
 
 from dataclasses import dataclass
 from functools import cache
@@ -9,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastdense.loss import operator
-from fastdense.loss.implementations.triton import launch
-from fastdense.loss.implementations.triton.offsets import PEAK, row_offsets
+from fastdense.loss.exponentials import Chunk, Exponentials, Kernels, aligned
+from fastdense.loss.offsets import PEAK, row_offsets
 from fastdense.loss.operator import ContrastiveResult
 from fastdense.loss.problem import add_rows_, row_weights
 
@@ -19,6 +24,7 @@ from fastdense.loss.problem import add_rows_, row_weights
 class Shared:
     """What all row chunks share."""
 
+    kernels: Kernels
     query: Tensor
     passage: Tensor
     aligned_query: Tensor
@@ -65,6 +71,7 @@ class Rows(NamedTuple):
 
 
 def contrastive(
+    kernels: Kernels,
     query: Tensor,
     passage: Tensor,
     target: Tensor,
@@ -77,15 +84,15 @@ def contrastive(
     passage_grad: bool,
     chunk_bytes: int,
 ) -> tuple[Tensor, ...]:
-    """The operator of fastdense/loss/operator.py."""
+    """The operator of fastdense/loss/operator.py, by an implementation's kernels."""
     result = operator.empty_results(query, passage, query_grad, passage_grad)
     result.passage_grad.zero_()
     if query.shape[0] == 0:
         return tuple(result._replace(loss=result.loss.zero_(), scale_grad=result.scale_grad.zero_()))
     row_weight = row_weights(query, weight, mean)
-    shared = _shared(query, passage, target, scale, passage_id, row_weight, label_smoothing)
+    shared = _shared(kernels, query, passage, target, scale, passage_id, row_weight, label_smoothing)
     row_loss, row_scale_grad = torch.empty_like(row_weight), torch.empty_like(row_weight)
-    step = chunk_rows(query.shape[0], passage.shape[0], query.shape[1], query.dtype, chunk_bytes)
+    step = chunk_rows(kernels, query.shape[0], passage.shape[0], query.shape[1], query.dtype, chunk_bytes)
     for start in range(0, query.shape[0], step):
         rows = slice(start, start + step)
         done = _run_chunk(shared, rows, result, query_grad, passage_grad)
@@ -100,20 +107,21 @@ def contrastive(
     )
 
 
-def chunk_rows(rows: int, columns: int, width: int, dtype: torch.dtype, chunk_bytes: int) -> int:
+def chunk_rows(kernels: Kernels, rows: int, columns: int, width: int, dtype: torch.dtype, chunk_bytes: int) -> int:
     """Rows of a chunk: what the budget holds, in chunks of nearly equal size, of whole tiles where they are that large.
 
     The budget is for everything that grows with the chunk.
     """
-    partial_results = 6 * 4 * (columns // launch.AMPERE.columns + 1)
+    partial_results = 6 * 4 * (columns // kernels.TILE_COLUMNS + 1)
     of_width = width * (3 * 4 + dtype.itemsize)  # targets' passages, a product, its correction; scaled queries
     fit = max(1, chunk_bytes // (columns * dtype.itemsize + partial_results + of_width))
     even = -(-rows // -(-rows // fit))
-    whole_tiles = -(-even // launch.AMPERE.rows) * launch.AMPERE.rows
+    whole_tiles = -(-even // kernels.TILE_ROWS) * kernels.TILE_ROWS
     return whole_tiles if whole_tiles <= fit else even
 
 
 def _shared(
+    kernels: Kernels,
     query: Tensor,
     passage: Tensor,
     target: Tensor,
@@ -124,16 +132,17 @@ def _shared(
 ) -> Shared:
     in_range = (target >= 0) & (target < passage.shape[0])
     label = None if passage_id is None else _labels(passage_id)
-    aligned_query = launch.aligned(query)
+    aligned_query = aligned(query)
     lift = torch.ones_like(scale)
     if query.dtype == torch.float16:
         # Factors are at most 1 / PEAK: the largest entry becomes at most 2 ** 14.
         lift = 2.0**14 * PEAK / aligned_query.abs().amax().float().clamp_min(2.0**-24)
     return Shared(
+        kernels=kernels,
         query=query,
         passage=passage,
         aligned_query=aligned_query,
-        aligned_passage=launch.aligned(passage),
+        aligned_passage=aligned(passage),
         target=torch.where(in_range, target, 0).contiguous(),
         in_range=in_range,
         scale=scale,
@@ -185,17 +194,17 @@ def _run_chunk(shared: Shared, rows: slice, result: ContrastiveResult, query_gra
     of_target = shared.passage[target].float()
     always_exact = query.dtype != torch.bfloat16
     guess = row_offsets(query, of_target, shared.scale, shared.longest_passage, always_exact)
-    chunk = launch.Chunk(
+    chunk = Chunk(
         shared.aligned_query[rows],
         shared.aligned_passage,
         target.int(),
         shared.label,
         shared.scale,
     )
-    scored = launch.exponentials(chunk, guess)
+    scored = shared.kernels.exponentials(chunk, guess)
     scored = scored._replace(target_score=scored.target_score.where(shared.in_range[rows], torch.nan))
     of_smoothing = None if shared.columns is None else _excess(shared, rows, of_target)
-    done = _finish(scored, chunk, shared.label_smoothing, of_smoothing)
+    done = _finish(shared, scored, chunk, of_smoothing)
     if query_grad:
         outer = (shared.row_weight[rows] * shared.scale).unsqueeze(1)
         gradient = _product(scored.stored, shared.passage).mul_(done.factor.unsqueeze(1) * outer)
@@ -208,9 +217,7 @@ def _run_chunk(shared: Shared, rows: slice, result: ContrastiveResult, query_gra
     return done
 
 
-def _finish(
-    scored: launch.Exponentials, chunk: launch.Chunk, smoothing: float, of_smoothing: tuple[Tensor, Tensor] | None
-) -> Rows:
+def _finish(shared: Shared, scored: Exponentials, chunk: Chunk, of_smoothing: tuple[Tensor, Tensor] | None) -> Rows:
     """Losses and by-products, and how to get the gradient from what is stored, which smoothing changes."""
     # The odds of the others against the target, by their logarithm: neither sum needs to be in range of the other.
     log_odds = torch.log(scored.total) + (scored.offset - scored.target_score)
@@ -224,11 +231,12 @@ def _finish(
     pull = share
     if of_smoothing is not None:
         excess, others = of_smoothing
+        smoothing = shared.label_smoothing
         smoothed = smoothing / (others + 1)
         wanted = smoothed * excess
         loss, scale_grad = loss - wanted, scale_grad - wanted
         pull = share - smoothing + smoothed
-        launch.subtract_smoothing(scored.stored, chunk, factor * PEAK, smoothed * PEAK)
+        shared.kernels.subtract_smoothing(scored.stored, chunk, factor * PEAK, smoothed * PEAK)
         factor = torch.full_like(factor, 1 / PEAK)
     correct = (scored.target_score > scored.largest) & ~log_odds.isnan()
     return Rows(loss, scale_grad, log_normalizer, scored.target_score, correct, factor, pull)
