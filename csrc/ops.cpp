@@ -6,6 +6,7 @@
 #include "cpu/contrastive.h"
 #ifdef FASTDENSE_WITH_CUDA
 #include "cuda/contrastive_rows.h"
+#include "cuda/score_exponentials.h"
 #endif
 
 STABLE_TORCH_LIBRARY_FRAGMENT(fastdense, m) {
@@ -17,12 +18,24 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fastdense, m) {
       "(Tensor loss, Tensor query_grad, Tensor passage_grad, Tensor scale_grad, "
       "Tensor log_normalizer, Tensor target_score, Tensor correct, Tensor hardest_index, Tensor hardest_score)");
   // One chunk of rows for a device whose matrix products come from torch (fastdense/loss/implementations/native.py):
-  // scores [rows, M] float32 dot products; gradient [rows, M] float32 (scores itself may be given) or bfloat16.
+  // scores [rows, M], float32 dot products, become the gradient of the loss to them.
   m.def(
       "contrastive_rows_("
-      "Tensor scores, Tensor(a!) gradient, Tensor target, Tensor scale, Tensor? passage_id, Tensor weight, "
+      "Tensor(a!) scores, Tensor target, Tensor scale, Tensor? passage_id, Tensor weight, "
       "float label_smoothing, Tensor(b!) loss, Tensor(c!) scale_grad, Tensor(d!) log_normalizer, "
       "Tensor(e!) target_score, Tensor(f!) correct) -> ()");
+  // The same in bfloat16 with the product of the scores inside, in three operators (csrc/cuda/chunk.h says what the
+  // tensors are): exponentials of the scores and their sums; maxima, where the exponentials' offset needs them; and
+  // label smoothing of what is stored. partials are [4, blocks of columns, rows], of score_maxima_ [2, ...].
+  m.def(
+      "score_exponentials_("
+      "Tensor query, Tensor passage, Tensor target, Tensor? label, Tensor scale, Tensor offset, Tensor reference, "
+      "Tensor(a!) stored, Tensor(b!) target_score, Tensor(c!) partials) -> ()");
+  m.def(
+      "score_maxima_("
+      "Tensor query, Tensor passage, Tensor target, Tensor? label, Tensor scale, Tensor wanted, "
+      "Tensor(a!) partials) -> ()");
+  m.def("smooth_exponentials_(Tensor(a!) stored, Tensor target, Tensor? label, Tensor gain, Tensor share) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastdense, CPU, m) { m.impl("contrastive_native", TORCH_BOX(&fastdense::cpu::contrastive)); }
@@ -30,5 +43,8 @@ STABLE_TORCH_LIBRARY_IMPL(fastdense, CPU, m) { m.impl("contrastive_native", TORC
 #ifdef FASTDENSE_WITH_CUDA
 STABLE_TORCH_LIBRARY_IMPL(fastdense, CUDA, m) {
   m.impl("contrastive_rows_", TORCH_BOX(&fastdense::cuda::contrastive_rows));
+  m.impl("score_exponentials_", TORCH_BOX(&fastdense::cuda::score_exponentials));
+  m.impl("score_maxima_", TORCH_BOX(&fastdense::cuda::score_maxima));
+  m.impl("smooth_exponentials_", TORCH_BOX(&fastdense::cuda::smooth_exponentials));
 }
 #endif

@@ -1,7 +1,6 @@
 // A chunk of dot products becomes the gradient of the loss to them: one block a row, which is read twice (online
 // softmax, then the gradient) and written once.
 
-#include <cuda_bf16.h>
 #include <math_constants.h>
 
 #include "cuda/row_epilogue.h"
@@ -114,8 +113,7 @@ __device__ Partial relative_to(Partial others, float maximum) {
   return others;
 }
 
-template <typename Gradient>
-__global__ void __launch_bounds__(kThreads) row_epilogue(RowChunk chunk, Gradient* gradient) {
+__global__ void __launch_bounds__(kThreads) row_epilogue_kernel(RowChunk chunk) {
   const int64_t index = blockIdx.x;
   const Row row(chunk, index);
   Partial mine{-CUDART_INF_F, 0, 0, 0, 0};
@@ -131,28 +129,19 @@ __global__ void __launch_bounds__(kThreads) row_epilogue(RowChunk chunk, Gradien
 
   const float outer = chunk.weight[index] * row.scale;
   const float of_target = outer * (chunk.label_smoothing - smoothed - others.exponentials / all);
-  Gradient* out = gradient + index * chunk.columns;
+  float* out = chunk.scores + index * chunk.columns;
   for (int64_t j = threadIdx.x; j < chunk.columns; j += kThreads) {
     const float probability = expf(row.scores[j] * row.scale - maximum) / all;
     const float of_other = row.is_other(chunk, j) ? outer * (probability - smoothed) : 0.0F;
-    out[j] = static_cast<Gradient>(j == row.target ? of_target : of_other);
+    out[j] = j == row.target ? of_target : of_other;
   }
-}
-
-template <typename Gradient>
-cudaError_t launch(const RowChunk& chunk, Gradient* gradient, cudaStream_t stream) {
-  if (chunk.rows > 0) row_epilogue<<<static_cast<unsigned>(chunk.rows), kThreads, 0, stream>>>(chunk, gradient);
-  return cudaGetLastError();
 }
 
 }  // namespace
 
-cudaError_t row_epilogue_float(const RowChunk& chunk, float* gradient, cudaStream_t stream) {
-  return launch(chunk, gradient, stream);
-}
-
-cudaError_t row_epilogue_bfloat16(const RowChunk& chunk, void* gradient, cudaStream_t stream) {
-  return launch(chunk, static_cast<__nv_bfloat16*>(gradient), stream);
+cudaError_t row_epilogue(const RowChunk& chunk, cudaStream_t stream) {
+  if (chunk.rows > 0) row_epilogue_kernel<<<static_cast<unsigned>(chunk.rows), kThreads, 0, stream>>>(chunk);
+  return cudaGetLastError();
 }
 
 }  // namespace fastdense::cuda

@@ -7,9 +7,9 @@
 
 namespace fastdense::cuda {
 
-// One row chunk of a problem; everything in device memory. What it computes is that of csrc/cpu/row_kernel.inc.
+// One row chunk of a problem; everything in device memory. What is computed is that of csrc/cpu.
 struct RowChunk {
-  const float* scores;  // [rows, columns] dot products
+  float* scores;  // [rows, columns] dot products
   int64_t rows;
   int64_t columns;
   const int64_t* target;      // [rows]
@@ -25,11 +25,7 @@ struct RowChunk {
   bool* correct;
 };
 
-// gradient: [rows, columns] d (weighted loss) / d (dot product); may be chunk.scores itself. Every result of a row
-// whose target is out of range is nan.
-cudaError_t row_epilogue_float(const RowChunk& chunk, float* gradient, cudaStream_t stream);
-
-// gradient: [rows, columns] bfloat16.
-cudaError_t row_epilogue_bfloat16(const RowChunk& chunk, void* gradient, cudaStream_t stream);
+// scores become d (weighted loss) / d (dot product). Every result of a row whose target is out of range is nan.
+cudaError_t row_epilogue(const RowChunk& chunk, cudaStream_t stream);
 
 }  // namespace fastdense::cuda

@@ -1,4 +1,7 @@
-"""The native implementation on a GPU; its driver also on the CPU, with the kernel written out in torch."""
+"""The native implementation on a GPU; its driver also on the CPU, with the kernel written out in torch.
+
+(The kernels for bfloat16 are in test_cuda_emulated.py.)
+"""
 
 import pytest
 import torch
@@ -20,7 +23,6 @@ OPTIONS = {
 
 def rows_in_torch(
     scores,
-    gradient,
     target,
     scale,
     passage_id,
@@ -53,23 +55,22 @@ def rows_in_torch(
     target_score.copy_(score[rows, target])
     log_norm.copy_(score.masked_fill(left_out, -torch.inf).logsumexp(1))
     correct.copy_(score.masked_fill(left_out, -torch.inf).argmax(1) == target)
-    gradient.copy_(dot_grad)
+    scores.copy_(dot_grad)
 
 
 @pytest.fixture
-def kernel_on_cpu(monkeypatch):
-    """``fastdense::contrastive_rows_`` for CPU tensors, and products that torch has only on a GPU."""
+def kernel_on_cpu():
+    """``fastdense::contrastive_rows_`` for CPU tensors."""
     library = torch.library.Library("fastdense", "IMPL")
     library.impl("contrastive_rows_", lambda *arguments: rows_in_torch(*arguments), "CPU")
-    monkeypatch.setattr(native, "_product", lambda a, b: a.float() @ b.float())
     yield
     library._destroy()
 
 
 @pytest.mark.parametrize("choice", OPTIONS.values(), ids=OPTIONS.keys())
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 5e-6), (torch.bfloat16, 3e-3), (torch.float16, 5e-6)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.usefixtures("kernel_on_cpu")
-def test_the_driver_of_the_gpu(oracle, draw, relative_error, choice, dtype, tolerance):
+def test_the_driver_of_the_gpu(oracle, draw, relative_error, choice, dtype):
     query, passage = draw("trained", 30, 90, 24, dtype)
     exact = oracle(query, passage, scale=12.0, **choice)
     problem = make_problem(
@@ -98,14 +99,14 @@ def test_the_driver_of_the_gpu(oracle, draw, relative_error, choice, dtype, tole
         problem.chunk_bytes,
     )
     for name, actual in zip(exact._fields, results, strict=False):
-        assert relative_error(actual, getattr(exact, name)) < tolerance, name
+        assert relative_error(actual, getattr(exact, name)) < 5e-6, name
 
 
 @pytest.mark.gpu
 @needs_gpu
 @pytest.mark.parametrize("choice", OPTIONS.values(), ids=OPTIONS.keys())
 @pytest.mark.parametrize(("kind", "scale"), [("random", 1.0), ("trained", 20.0), ("trained", 100.0), ("raw", 1.0)])
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-3), (torch.float16, 1e-5)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 5e-3), (torch.float16, 1e-5)])
 def test_on_a_gpu(implementation, oracle, draw, relative_error, choice, kind, dtype, tolerance, scale):
     query, passage = draw(kind, 30, 90, 48, dtype)
     exact = oracle(query, passage, scale=scale, **choice)

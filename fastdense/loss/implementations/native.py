@@ -1,18 +1,22 @@
 """The compiled implementation: csrc/, loaded as a library of torch operators.
 
-On the CPU the whole operator is compiled. On a GPU the matrix products are torch's, and the kernel between them, from
-scores to their gradient, is compiled.
+On the CPU the whole operator is compiled. On a GPU, in bfloat16, the first product is compiled with all that follows it
+(csrc/cuda/exponentials.cuh), in the pass of fastdense/loss/exponential_pass.py; in float32, in which float16 runs too,
+all products are torch's, and the kernel between them, from scores to their gradient, is compiled.
 """
 
 import importlib
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastdense.loss import operator
+from fastdense.loss import exponential_pass, operator
+from fastdense.loss.exponentials import Chunk, Exponentials, choose_offset, empty_stored, gather
 from fastdense.loss.extras import with_extras
+from fastdense.loss.offsets import RowOffsets
 from fastdense.loss.problem import row_weights
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -31,7 +35,35 @@ def unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
     return None
 
 
-def _contrastive_on_gpu(
+class _Kernels:
+    """Those of csrc/cuda/exponentials.cuh, for bfloat16."""
+
+    TILE_ROWS = TILE_COLUMNS = 128  # as in csrc/cuda/chunk.h
+
+    def exponentials(self, chunk: Chunk, guess: RowOffsets) -> Exponentials:
+        stored = empty_stored(chunk)
+        rows, columns = stored.shape
+        partials = stored.new_empty(4, -(-columns // self.TILE_COLUMNS), rows, dtype=torch.float32)
+        operators = torch.ops.fastdense
+        operators.score_maxima_(*chunk, guess.exact, partials[:2])
+        offset = choose_offset(guess, partials[0], partials[1])
+        target_score = torch.empty_like(offset)
+        operators.score_exponentials_(*chunk, offset, guess.target_score, stored, target_score, partials)
+        return gather(stored, offset, target_score, guess.target_score, partials)
+
+    def subtract_smoothing(self, stored: Tensor, chunk: Chunk, gain: Tensor, share: Tensor) -> None:
+        torch.ops.fastdense.smooth_exponentials_(stored, chunk.target, chunk.label, gain, share)
+
+
+def _contrastive_on_gpu(query: Tensor, passage: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    with torch.autocast(query.device.type, enabled=False):  # it would turn float32 products to half precision
+        if query.dtype == torch.bfloat16:
+            return exponential_pass.contrastive(_Kernels(), query, passage, *arguments)
+        # float16's range is too small for the gradient of a score.
+        return _float32_on_gpu(query.float(), passage.float(), *arguments)
+
+
+def _float32_on_gpu(
     query: Tensor,
     passage: Tensor,
     target: Tensor,
@@ -47,22 +79,17 @@ def _contrastive_on_gpu(
     """The same pass over row chunks as csrc/cpu/contrastive.cpp; nothing in it waits for the device."""
     result = operator.empty_results(query, passage, query_grad, passage_grad)
     result.passage_grad.zero_()
-    if query.dtype == torch.float16:  # its range is too small for the gradient of a score
-        query, passage = query.float(), passage.float()
     target = target.contiguous()
     passage_id = None if passage_id is None else passage_id.contiguous()
     row_weight = row_weights(query, weight, mean).contiguous()
     row_loss, row_scale_grad = torch.empty_like(row_weight), torch.empty_like(row_weight)
 
-    step = max(1, chunk_bytes // max(1, passage.shape[0] * (4 if query.dtype == torch.float32 else 4 + 2)))
+    step = max(1, chunk_bytes // max(1, passage.shape[0] * 4))
     for start in range(0, query.shape[0], step):
         rows = slice(start, start + step)
-        chunk = query[rows]
-        scores = _product(chunk, passage.T)
-        gradient = scores if query.dtype == torch.float32 else torch.empty_like(scores, dtype=query.dtype)
+        scores = query[rows] @ passage.T
         torch.ops.fastdense.contrastive_rows_(
             scores,
-            gradient,
             target[rows],
             scale,
             passage_id,
@@ -75,16 +102,10 @@ def _contrastive_on_gpu(
             result.correct[rows],
         )
         if query_grad:
-            result.query_grad[rows] = _product(gradient, passage)
+            torch.mm(scores, passage, out=result.query_grad[rows])
         if passage_grad:
-            result.passage_grad.add_(_product(gradient.T, chunk))
+            result.passage_grad.addmm_(scores.T, query[rows])
     return tuple(result._replace(loss=row_loss.sum(), scale_grad=row_scale_grad.sum()))
-
-
-def _product(a: Tensor, b: Tensor) -> Tensor:
-    """``a @ b``, accumulated and returned in float32."""
-    with torch.autocast(a.device.type, enabled=False):
-        return a @ b if a.dtype == torch.float32 else torch.mm(a, b, out_dtype=torch.float32)
 
 
 def _load() -> str | None:
