@@ -4,6 +4,7 @@ Each provider takes (query [N, D], passage [M, D], target [N]) and returns the g
 softmax cross-entropy of the scores times SCALE.
 """
 
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.util import find_spec
@@ -84,7 +85,10 @@ def sentence_transformers_cached() -> Provider | None:
 
 
 def providers(device: str, dtype: torch.dtype, only: Sequence[str] = ()) -> dict[str, Provider]:
-    """Those that can run here, by name; of these, if ``only`` says so, those whose name contains one of its parts."""
+    """Those that can run here, by name; of these, if ``only`` says so, those whose name contains one of its parts.
+
+    One that is not installed is named on the error stream.
+    """
     makers: dict[str, Callable[[], Provider | None]] = {
         f"fastdense {name}": partial(one_pass, name)
         for name, module in IMPLEMENTATIONS.items()
@@ -96,13 +100,30 @@ def providers(device: str, dtype: torch.dtype, only: Sequence[str] = ()) -> dict
     makers["Python chunks of 256"] = lambda: python_chunks
     makers["sentence-transformers"] = sentence_transformers_cached
     chosen = {name: make() for name, make in makers.items() if not only or any(part in name for part in only)}
+    for name in (name for name, provider in chosen.items() if provider is None):
+        print(f"{name}: not installed here, left out", file=sys.stderr)
     return {name: provider for name, provider in chosen.items() if provider is not None}
 
 
-def matrix_products(device: str) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
-    """The ways to ask torch for ``a @ b.T``; the bare products of the loss are taken by each."""
+def matrix_products(device: str, dtype: torch.dtype) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
+    """The ways to make torch compute ``a @ b.T`` here; the bare products of the loss are taken by each.
+
+    oneDNN refuses bfloat16 and float16 on a CPU without instructions for them. There the widened product is often the
+    fastest way that torch has.
+    """
     found: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"torch.mm": lambda a, b: a @ b.T}
     if device == "cpu" and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         linear = torch.ops.mkldnn._linear_pointwise
         found["oneDNN"] = lambda a, b: linear(a, b, None, "none", [], "")
-    return found
+    if device == "cpu" and dtype != torch.float32:
+        found["widened to float32"] = lambda a, b: (a.float() @ b.float().T).to(dtype)
+    probe = torch.ones(32, 32, dtype=dtype, device=device)
+    return {name: multiply for name, multiply in found.items() if _runs(multiply, probe)}
+
+
+def _runs(multiply: Callable[[Tensor, Tensor], Tensor], probe: Tensor) -> bool:
+    try:
+        multiply(probe, probe)
+    except RuntimeError:
+        return False
+    return True

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parent.parent
 
@@ -58,6 +59,28 @@ def test_the_bench_and_its_picture(tmp_path):
     assert providers[-2:] == ["fastdense native", "naive autograd"]
     assert run("plot", str(output), "--output_dir", str(tmp_path)).returncode == 0
     assert "naive autograd" in (tmp_path / "loss-here.svg").read_text()
+
+
+def test_an_absent_provider_is_left_out_by_name(benches, monkeypatch, capsys):
+    providers = benches("providers")
+    monkeypatch.setattr(providers, "find_spec", lambda name: None)
+    assert providers.providers("cpu", torch.float32, ["sentence-transformers"]) == {}
+    assert capsys.readouterr().err == "sentence-transformers: not installed here, left out\n"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_bare_products_that_torch_refuses_here_are_left_out(benches, dtype):
+    a, b = torch.randn(40, 24).to(dtype), torch.randn(33, 24).to(dtype)
+    products = benches("providers").matrix_products("cpu", dtype)
+    assert "torch.mm" in products
+    for name, multiply in products.items():
+        torch.testing.assert_close(multiply(a, b), a @ b.T, rtol=2e-2, atol=2e-2, msg=name)
+
+
+def test_a_hopeless_provider_gets_one_turn(benches):
+    seconds = {"quick": [1.0], "slow": [11.0], "new": []}
+    hopeless = benches("contrastive_loss")._hopeless
+    assert [name for name in seconds if hopeless(seconds, name)] == ["slow"]
 
 
 def test_results_without_a_sweep_make_no_picture(tmp_path):
