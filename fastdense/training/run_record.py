@@ -50,6 +50,8 @@ def given_flags(*arguments: Any) -> dict[str, Any]:
 
 
 def _is_default(value: Any, default: Any) -> bool:
+    if value is False and default == "no":  # the parser has read the default as what it means
+        return True
     return value is None or value in ([], {}) or (value == default and type(value) is type(default))
 
 
@@ -90,7 +92,7 @@ class RunRecord(TrainerCallback):
 
     def _update(self, args: TrainingArguments, state: TrainerState, *, finished: bool) -> None:
         begun = time.perf_counter()
-        measured = {"finished": finished, **summary(state.log_history, begun - self._started), **_best(state)}
+        measured = {"finished": finished, **summary(state.log_history, begun - self._started), **_best(args, state)}
         _write(Path(args.output_dir, METRICS), _as_json(measured))
         if find_spec("matplotlib") is not None:
             from fastdense.training.curve import draw_training_curve  # half a second to import
@@ -155,10 +157,11 @@ def _evaluation(line: dict[str, Any]) -> dict[str, Any]:
     return {key.removeprefix("eval_"): value for key, value in line.items() if key.startswith("eval_") or key == "step"}
 
 
-def _best(state: TrainerState) -> dict[str, Any]:
+def _best(args: TrainingArguments, state: TrainerState) -> dict[str, Any]:
     if state.best_model_checkpoint is None:
         return {}
-    return {"best": {"metric": state.best_metric, "checkpoint": Path(state.best_model_checkpoint).name}}
+    checkpoint = Path(state.best_model_checkpoint).name
+    return {"best": {args.metric_for_best_model: state.best_metric, "checkpoint": checkpoint}}
 
 
 def _as_yaml(flags: dict[str, Any]) -> str:

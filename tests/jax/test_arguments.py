@@ -14,6 +14,7 @@ from fastdense.jax.encode_run import JaxEncoderArguments
 from fastdense.jax_train import main
 from fastdense.training.arguments import ContrastiveArguments, DataArguments, ModelArguments
 from fastdense.training.parser import parse_arguments
+from fastdense.training.run_record import given_flags
 
 GOOD = "--model_name_or_path m --output_dir o --do_train --train_dir rows".split()
 
@@ -26,6 +27,10 @@ def parse(*flags: str) -> JaxTrainingArguments:
 def test_bf16_is_a_dtype() -> None:
     assert parse().dtype == "float32"
     assert parse("--bf16").dtype == parse("--dtype", "bfloat16").dtype == "bfloat16"
+
+
+def test_a_repetition_is_given_what_this_run_was_given() -> None:
+    assert given_flags(parse("--bf16")) == {"output_dir": "o", "do_train": True, "bf16": True}
 
 
 def test_a_batch_is_for_all_devices() -> None:

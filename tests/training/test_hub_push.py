@@ -48,6 +48,7 @@ def test_the_trained_directory_is_pushed_whole_with_a_card_that_tells(
     metadata = yaml.safe_load(card.split("---")[1])
     assert metadata["library_name"] == "sentence-transformers"
     measured = json.loads((output / "metrics.json").read_text())
+    assert measured["best"]["mrr@10"] >= measured["evaluation"]["mrr@10"]
     told = (
         *(f'SentenceTransformer("{USER}/retriever")', "| Data | rows.jsonl |", "| Queries per step | 8 |"),
         *(f"| mrr@10 | {measured['evaluation']['mrr@10']:.4f} |", f"| Mean loss | {measured['train_loss']:.4f} |"),

@@ -1,6 +1,7 @@
 """What a run leaves beside the model: run.yaml repeats it, the rest tells where and how it went."""
 
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -37,7 +38,10 @@ def test_the_run_is_told_and_run_yaml_repeats_it_bit_for_bit(train_tiny: Train, 
     first = train_tiny(*flags)
     given = yaml.safe_load((first / "run.yaml").read_text())
     assert given["gc_q_chunk_size"] == 4, "given, though it is the documented default"
-    assert not {"gc_p_chunk_size", "seed", "use_cpu", "hub_token", "overwrite_output_dir"} & given.keys()
+    assert (
+        not {"gc_p_chunk_size", "seed", "include_num_input_tokens_seen", "use_cpu", "hub_token", "overwrite_output_dir"}
+        & given.keys()
+    )
 
     from fastdense.train import main
 
@@ -123,3 +127,19 @@ def test_a_curve_without_a_loss_is_not_drawn(tmp_path: Path) -> None:
 def test_no_secret_is_in_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "orig_argv", ["/usr/bin/python", "-m", "x", "--hub_token", "s1", "--hub-token=s2", "a b"])
     assert environment.command() == "python -m x --hub_token ... --hub-token=... 'a b'"
+
+
+def test_the_commit_of_the_work_tree_is_told(tmp_path: Path) -> None:
+    def git(*words: str) -> str:
+        who = ("-c", "user.name=n", "-c", "user.email=e")
+        return subprocess.run(["git", "-C", tmp_path, *who, *words], check=True, capture_output=True, text=True).stdout
+
+    assert environment.git_commit(tmp_path) is None
+    git("init", "-q")
+    (tmp_path / "file").touch()
+    git("add", "file")
+    git("commit", "-qm", "first")
+    commit = git("rev-parse", "HEAD").strip()
+    assert environment.git_commit(tmp_path) == commit
+    (tmp_path / "file").write_text("changed")
+    assert environment.git_commit(tmp_path) == f"{commit}+changes"
