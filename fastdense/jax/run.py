@@ -13,6 +13,7 @@ from fastdense.modeling.settings import RetrieverSettings
 from fastdense.training import run
 from fastdense.training.arguments import AUTO, ContrastiveArguments, DataArguments, ModelArguments
 from fastdense.training.assemble import load_model
+from fastdense.training.objective import OBJECTIVE_FLAGS
 
 
 def make_step(contrastive: ContrastiveArguments, args: JaxTrainingArguments) -> StepSettings:
@@ -20,6 +21,9 @@ def make_step(contrastive: ContrastiveArguments, args: JaxTrainingArguments) -> 
     for name in ("gc_tokens_per_chunk", "gc_keep_graph_gib"):
         if getattr(contrastive, name) != AUTO:
             raise UserError(f"--{name} is refused: chunks of a compiled step have one shape, and none keeps its graph")
+    for name in OBJECTIVE_FLAGS:
+        if getattr(contrastive, name) is not None:
+            raise UserError(f"--{name} is refused: the loss for JAX has none; train with python -m fastdense.train")
     chunk_rows = (contrastive.gc_q_chunk_size, contrastive.gc_p_chunk_size) if contrastive.grad_cache else None
     return StepSettings(
         scale=1 / contrastive.temperature,

@@ -77,6 +77,8 @@ def _description(settings: RetrieverSettings, dimension: int) -> list[str]:
         "Passage prefix": f"`{json.dumps(settings.passage_prefix, ensure_ascii=False)}`",
         "Between title and text": f"`{json.dumps(settings.passage_field_separator, ensure_ascii=False)}`",
     }
+    if settings.matryoshka_dims is not None:
+        rows["Dimensions"] += f"; trained to be cut to {', '.join(map(str, settings.matryoshka_dims))}"
     return [
         "# Dense retriever",
         "",

@@ -33,6 +33,8 @@ class RetrieverSettings:
     tied: bool = True
     projection_in_dim: int | None = None
     projection_out_dim: int | None = None
+    matryoshka_dims: tuple[int, ...] | None = None
+    """lengths of the prefixes that were trained to stand alone, longest first; None for none"""
 
     def describing(self, retriever: Retriever) -> "RetrieverSettings":
         """These settings with the model's part taken from ``retriever``."""
@@ -75,6 +77,7 @@ def read_settings(
         tied=layout.tied,
         projection_in_dim=in_dim,
         projection_out_dim=out_dim,
+        matryoshka_dims=tuple(own.get("matryoshka_dims") or ()) or None,
     )
 
 
@@ -84,6 +87,7 @@ def own_facts(settings: RetrieverSettings) -> dict[str, Any]:
         "q_max_len": settings.q_max_len,
         "passage_field_separator": settings.passage_field_separator,
         "base_model": settings.base_model,
+        "matryoshka_dims": settings.matryoshka_dims,
     }
 
 

@@ -13,6 +13,7 @@ from transformers import TrainingArguments
 
 from fastdense.errors import UserError
 from fastdense.training.flag_checks import check_accelerator_config, check_checkpointing, check_flags
+from fastdense.training.objective import check_objective
 
 # Newer transformers warn about the former name, older ones do not know today's.
 _RENAMED = {
@@ -176,6 +177,26 @@ class ContrastiveArguments:
     mask_duplicates: bool = field(
         default=False, metadata=_flag("Do not count further copies of a query's own positive as its negatives.")
     )
+    matryoshka_dims: list[int] | None = field(
+        default=None,
+        metadata=_flag(
+            "Train the first dimensions of a representation, too: the loss is the sum of those of its prefixes of "
+            "these lengths (scaled to length 1 with --normalize)."
+        ),
+    )
+    matryoshka_weights: list[float] | None = field(
+        default=None, metadata=_flag("What each of --matryoshka_dims counts in the sum (default: 1 each).")
+    )
+    false_negative_margin: float | None = field(
+        default=None,
+        metadata=_flag(
+            "Leave passages out of a query's negatives that score more than its positive less this margin, dot "
+            "products before --temperature; negative for more than the positive by so much."
+        ),
+    )
+    false_negative_relative_margin: float | None = field(
+        default=None, metadata=_flag("The same with a margin that is this share of the positive's score.")
+    )
     grad_cache: bool = field(
         default=False, metadata=_flag("Gradient caching: batches of any size in the memory of one chunk.")
     )
@@ -210,6 +231,7 @@ class ContrastiveArguments:
     def __post_init__(self) -> None:
         if not 0 < self.temperature < float("inf"):
             raise UserError(f"--temperature must be a positive number, not {self.temperature}")
+        check_objective(self)
         for name in ("gc_q_chunk_size", "gc_p_chunk_size"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name} must be at least 1, not {getattr(self, name)}")

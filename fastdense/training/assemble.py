@@ -26,6 +26,7 @@ from fastdense.training.arguments import (
 )
 from fastdense.training.distinct import DescribingCollator
 from fastdense.training.evaluation import text_tokenizers
+from fastdense.training.objective import make_filter, make_prefixes
 from fastdense.training.step import CacheSettings, ContrastiveStep
 
 _TOKENS_PER_CHUNK = 4096  # v1's default chunk: 32 passages of 128 tokens
@@ -134,6 +135,8 @@ def make_step(contrastive: ContrastiveArguments, args: RetrieverTrainingArgument
         scale=1 / contrastive.temperature,
         label_smoothing=args.label_smoothing_factor,
         mask_duplicates=contrastive.mask_duplicates,
+        prefixes=make_prefixes(contrastive),
+        false_negatives=make_filter(contrastive),
         cache=_cache_settings(contrastive, args.device.type) if contrastive.grad_cache else None,
         negatives_x_device=contrastive.negatives_x_device,
     )

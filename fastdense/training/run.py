@@ -24,6 +24,7 @@ from fastdense.training.dry_run import describe_run
 from fastdense.training.evaluation import load_held_out
 from fastdense.training.hub_push import HubPush
 from fastdense.training.library_checks import check_libraries
+from fastdense.training.objective import with_prefixes
 from fastdense.training.run_record import RunRecord, given_flags, provenance
 from fastdense.training.trainer import RetrieverTrainer
 
@@ -57,6 +58,7 @@ def train(
     hub = HubPush(args) if args.push_to_hub and args.process_index == 0 else None
     step = make_step(contrastive, args)
     retriever, tokenizer, settings = load_model(model, data)
+    settings = with_prefixes(contrastive, settings, retriever.query_encoder.dimension)
     held_out = load_held_out(args, tokenizer, settings)
     rows, collator = load_training_set(data, model, args, tokenizer, settings)
     trainer = trainer_class(
@@ -94,6 +96,7 @@ def _print_plan(
 ) -> None:
     step = make_step(contrastive, args)
     retriever, tokenizer, settings = load_model(model, data)
+    settings = with_prefixes(contrastive, settings, retriever.query_encoder.dimension)
     rows, collator = load_training_set(data, model, args, tokenizer, settings)
     if args.process_index == 0:
         print(describe_run(retriever, args, step, rows, collator))

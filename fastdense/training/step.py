@@ -1,7 +1,8 @@
 """One contrastive step: representations, loss and gradients, with or without the gradient cache and other ranks."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -9,8 +10,12 @@ from torch import Tensor, nn
 from fastdense.distributed import PassageExchange
 from fastdense.grad_cache import GraphBudget, attach_gradients, cached_forward
 from fastdense.loss import ContrastiveResult, contrastive_loss_and_grad
+from fastdense.loss.false_negatives import FalseNegativeFilter
+from fastdense.loss.prefix_walk import prefix_loss_and_grad
 from fastdense.modeling.encoder import Retriever
 from fastdense.training.distinct import SIDES, DistinctRows, HostRows
+
+LossAndGrad = Callable[..., ContrastiveResult]
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,14 @@ class CacheSettings:
     query_rows: int | None = None
     passage_rows: int | None = None
     graphs: GraphBudget | None = None
+
+
+@dataclass(frozen=True)
+class Prefixes:
+    """Which prefixes of the representations have a loss, and what each counts; weights of None are 1 each."""
+
+    dims: Sequence[int]
+    weights: Sequence[float] | None = None
 
 
 class StepResult(NamedTuple):
@@ -60,6 +73,9 @@ class ContrastiveStep:
         scale: factor on the dot products, 1 / temperature.
         label_smoothing: share of the target's probability that is spread over all passages.
         mask_duplicates: leave further copies of a query's positive out of its negatives.
+        prefixes: the loss is the sum of theirs, of vectors scaled to length 1 where the model's are; None for the
+            whole representations.
+        false_negatives: which passages are too good to be a query's negatives; None to keep all.
         cache: chunks of the gradient cache; None for the plain step.
         negatives_x_device: score this rank's queries against the passages of all ranks.
     """
@@ -67,6 +83,8 @@ class ContrastiveStep:
     scale: float
     label_smoothing: float = 0.0
     mask_duplicates: bool = False
+    prefixes: Prefixes | None = None
+    false_negatives: FalseNegativeFilter | None = None
     cache: CacheSettings | None = None
     negatives_x_device: bool = False
 
@@ -82,8 +100,9 @@ class ContrastiveStep:
         query, passage = (DistinctRows(batch[side], rows[side]) for side in SIDES)
         encoded = self._encode(model, query, passage)
         score = self._score_all_ranks if self.negatives_x_device else self._score
+        loss_and_grad = self._loss_and_grad(model)
         vectors = query.with_copies(encoded.query.detach()), passage.with_copies(encoded.passage.detach())
-        loss, query_grad, passage_grad, correct = score(*vectors, batch)
+        loss, query_grad, passage_grad, correct = score(*vectors, batch, loss_and_grad)
         gradients = query.summed(query_grad), passage.summed(passage_grad)
         return StepResult(
             attach_gradients(loss, (encoded.query, encoded.passage), gradients),
@@ -110,29 +129,40 @@ class ContrastiveStep:
         )
         return _Encoded(cached.query, cached.passage, cached.padded_tokens)
 
-    def _score(self, query: Tensor, passage: Tensor, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        result = self._result(query, passage, batch["target"], batch["passage_id"])
+    def _score(
+        self, query: Tensor, passage: Tensor, batch: Mapping[str, Any], loss_and_grad: LossAndGrad
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        passage_id = batch["passage_id"] if self.mask_duplicates else None
+        result = loss_and_grad(query, passage, batch["target"], passage_id=passage_id)
         return result.loss, result.query_grad, result.passage_grad, result.correct
 
     def _score_all_ranks(
-        self, query: Tensor, passage: Tensor, batch: Mapping[str, Any]
+        self, query: Tensor, passage: Tensor, batch: Mapping[str, Any], loss_and_grad: LossAndGrad
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         exchange = PassageExchange(len(query), len(passage), query.device)
         passage_id = exchange.gather(batch["passage_id"]) if self.mask_duplicates else None
-        result = self._result(query, exchange.gather(passage), batch["target"] + exchange.offset, passage_id)
+        target = batch["target"] + exchange.offset
+        result = loss_and_grad(query, exchange.gather(passage), target, passage_id=passage_id)
         share = exchange.loss_weight  # 1 where all ranks have as many queries
         passage_grad = exchange.return_gradients(result.passage_grad * share)
         return result.loss * share, result.query_grad * share, passage_grad, result.correct
 
-    def _result(self, query: Tensor, passage: Tensor, target: Tensor, passage_id: Tensor | None) -> ContrastiveResult:
-        return contrastive_loss_and_grad(
-            query,
-            passage,
-            target,
-            scale=self.scale,
-            passage_id=passage_id if self.mask_duplicates else None,
-            label_smoothing=self.label_smoothing,
-        )
+    def _loss_and_grad(self, model: nn.Module) -> LossAndGrad:
+        settings: dict[str, Any] = {"scale": self.scale, "label_smoothing": self.label_smoothing}
+        if self.prefixes is None and self.false_negatives is None:
+            return partial(contrastive_loss_and_grad, **settings)
+        if self.prefixes is not None:
+            settings |= {
+                "dims": self.prefixes.dims,
+                "dim_weights": self.prefixes.weights,
+                "renormalize": _retriever(model).query_encoder.normalize,
+            }
+        return partial(prefix_loss_and_grad, **settings, false_negatives=self.false_negatives)
+
+
+def _retriever(model: nn.Module) -> Retriever:
+    """The retriever, which may be wrapped by others."""
+    return next(module for module in model.modules() if isinstance(module, Retriever))
 
 
 def _is_tied(model: nn.Module) -> bool:

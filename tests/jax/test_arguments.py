@@ -108,3 +108,14 @@ def test_mistakes_are_found_before_the_first_step(
     rows = write_jsonl(tmp_path / "rows.jsonl", tiny_rows)
     good = f"--model_name_or_path {tiny_bert_dir} --output_dir {tmp_path / 'out'} --do_train --train_dir {rows}"
     assert message in answer([*good.split(), *flags.split()], capsys)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("matryoshka_dims", [8]), ("false_negative_margin", 0.0), ("false_negative_relative_margin", 0.1)],
+)
+def test_objectives_of_the_torch_driver_are_refused_by_name(name: str, value: Any) -> None:
+    from fastdense.jax.run import make_step
+
+    with pytest.raises(UserError, match=f"--{name} is refused: .*fastdense.train"):
+        make_step(ContrastiveArguments(**{name: value}), None)  # type: ignore[arg-type]

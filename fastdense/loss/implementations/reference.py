@@ -49,7 +49,7 @@ def _chunked(
     result.loss.zero_()
     result.scale_grad.zero_()
     result.passage_grad.zero_()
-    direction = _Direction(target, scale, passage_id, row_weight, label_smoothing)
+    direction = Direction(target, scale, passage_id, row_weight, label_smoothing)
     # Six matrices of the chunk's size are alive at the peak.
     step = max(1, chunk_bytes // max(1, 6 * passage.shape[0] * dtype.itemsize))
     chunks = [slice(start, start + step) for start in range(0, query.shape[0], step)]
@@ -68,7 +68,7 @@ def _chunked(
     for rows in chunks:
         chunk = query[rows].to(dtype)
         similarity = kept.pop(rows.start) if rows.start in kept else chunk @ passage.T
-        gradient = _gradient_of_rows(similarity, direction, rows, result)
+        gradient = gradient_of_rows(similarity, direction, rows, result)
         if columns is not None:
             # A column of the other direction is a query, and stands for the passage that is its target.
             add_rows_(gradient.T, target, columns.gradient(similarity, rows, result).T)
@@ -80,8 +80,8 @@ def _chunked(
 
 
 @dataclass(frozen=True)
-class _Direction:
-    """What is asked of the rows of scores."""
+class Direction:
+    """What is asked of the rows of scores; ``row_weight`` [N] is what each row's loss is multiplied by."""
 
     target: Tensor
     scale: Tensor
@@ -90,28 +90,40 @@ class _Direction:
     label_smoothing: float
 
 
-def _gradient_of_rows(similarity: Tensor, asked: _Direction, rows: slice, result: operator.ContrastiveResult) -> Tensor:
-    """[rows, M]: d loss / d (scale * similarity); the chunk's other results go into ``result``."""
+def gradient_of_rows(
+    similarity: Tensor,
+    asked: Direction,
+    rows: slice,
+    result: operator.ContrastiveResult,
+    filtered: Tensor | None = None,
+) -> Tensor:
+    """[rows, M]: d loss / d (scale * similarity); the chunk's other results go into ``result``.
+
+    ``filtered`` [rows, M] are further columns to leave out of the softmax; ``correct`` and the hardest look at them.
+    """
     label = asked.target[rows].unsqueeze(1)
     left_out = _left_out(label, asked.passage_id)
-    wanted = _wanted_distribution(similarity, label, left_out, asked.label_smoothing)
     row_weight = asked.row_weight[rows]
     # Relative to the target's: large scores would leave no digits for their differences.
     target_similarity = similarity.gather(1, label)
+    target_score = target_similarity.squeeze(1) * asked.scale
+    result.target_score[rows] = target_score
     excess = similarity - target_similarity
     scores = excess * asked.scale
     if left_out is not None:
         scores.masked_fill_(left_out, -torch.inf)
-    log_normalizer = scores.logsumexp(1)
-    target_score = target_similarity.squeeze(1) * asked.scale
-    result.log_normalizer[rows] = log_normalizer + target_score
-    result.target_score[rows] = target_score
     negatives = scores.scatter(1, label, -torch.inf)
     result.correct[rows] = negatives.amax(1) < 0
     if result.hardest_index.shape[1] > 0:
         index, score = take_hardest(negatives, result.hardest_index.shape[1])
         result.hardest_index[rows], result.hardest_score[rows] = index, score + target_score.unsqueeze(1)
 
+    if filtered is not None:
+        scores.masked_fill_(filtered, -torch.inf)
+        left_out = filtered if left_out is None else left_out | filtered
+    wanted = _wanted_distribution(similarity, label, left_out, asked.label_smoothing)
+    log_normalizer = scores.logsumexp(1)
+    result.log_normalizer[rows] = log_normalizer + target_score
     loss = log_normalizer - (wanted * excess).sum(1) * asked.scale
     result.loss.add_((loss * row_weight).sum())
     gradient = scores.softmax(1).sub_(wanted).mul_(row_weight.unsqueeze(1))
@@ -145,7 +157,7 @@ class _Columns:
     Its softmax runs down a column, so it needs all chunks once for its sums before any chunk has a gradient.
     """
 
-    def __init__(self, asked: _Direction, target_similarity: Tensor) -> None:
+    def __init__(self, asked: Direction, target_similarity: Tensor) -> None:
         self.asked = asked
         self.target_similarity = target_similarity
         self.log_normalizer = torch.full_like(target_similarity, -torch.inf)  # relative to the target's score

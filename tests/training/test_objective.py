@@ -1,0 +1,116 @@
+"""Prefixes, filters and teachers in a step, plain, cached and over ranks, against autograd through the model."""
+
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fastdense.loss.false_negatives import FalseNegativeFilter
+from fastdense.modeling.load import load_retriever
+from fastdense.modeling.settings import read_settings
+from fastdense.training import step as step_module
+from fastdense.training.step import CacheSettings, ContrastiveStep, Prefixes
+from tests.training.test_step import make_batch, make_retriever, run
+
+DIMS, WEIGHTS = (16, 8, 4), (1.0, 0.5, 2.0)
+
+
+def by_autograd(retriever, batch, *, scale, prefixes=None, margin=None):
+    """The plain form: [N, M] matrices, and autograd through everything."""
+    retriever.zero_grad()
+    query, passage = retriever(query=batch["query"], passage=batch["passage"])
+    loss = 0
+    for dim, weight in zip(prefixes.dims, prefixes.weights, strict=True) if prefixes else [(16, 1.0)]:
+        cut = [vectors[:, :dim] for vectors in (query, passage)]
+        q, p = (F.normalize(x, dim=1) for x in cut) if retriever.query_encoder.normalize else cut
+        similarity = q @ p.T
+        if margin is not None:
+            own = F.one_hot(batch["target"], len(p)).bool()
+            similarity = similarity.masked_fill((similarity > similarity[own][:, None] - margin) & ~own, -torch.inf)
+        loss = loss + weight * F.cross_entropy(scale * similarity, batch["target"])
+    loss.backward()
+    gradients = {name: p.grad.clone() for name, p in retriever.named_parameters() if p.grad is not None}
+    return {"loss": loss.detach(), **gradients}
+
+
+def assert_near(actual, expected):
+    """Equal but for the rounding of float32, whose order of sums differs."""
+    largest = float(max(value.abs().max() for value in expected.values()))
+    assert actual.keys() - {"accuracy"} == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(actual[name], value, rtol=1e-4, atol=1e-5 * largest)
+
+
+@pytest.mark.parametrize("cache", [None, CacheSettings(40)], ids=["plain", "cached"])
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"prefixes": Prefixes(DIMS, WEIGHTS)},
+        {"false_negatives": FalseNegativeFilter(absolute=-0.01)},
+        {"prefixes": Prefixes(DIMS, WEIGHTS), "false_negatives": FalseNegativeFilter(absolute=-0.01)},
+    ],
+    ids=["prefixes", "filter", "both"],
+)
+def test_a_step_is_autograd_through_the_plain_form(cache, normalize, options):
+    retriever, batch = make_retriever(), make_batch(copies=True)
+    for encoder in (retriever.query_encoder, retriever.passage_encoder):
+        encoder.normalize = normalize
+    margin = options["false_negatives"].absolute if "false_negatives" in options else None
+    expected = by_autograd(retriever, batch, scale=5.0, prefixes=options.get("prefixes"), margin=margin)
+    actual = run(ContrastiveStep(5.0, **options, cache=cache), retriever, batch)
+    assert_near(actual, expected)
+
+
+def part_of(batch, rank):
+    """Half of the queries with their passages."""
+    queries, passages = slice(3 * rank, 3 * rank + 3), slice(9 * rank, 9 * rank + 9)
+    cut = {side: {name: x[rows] for name, x in batch[side].items()} for side, rows in (("query", queries),)}
+    cut["passage"] = {name: x[passages] for name, x in batch["passage"].items()}
+    return {**cut, "target": torch.arange(0, 9, 3), "passage_id": batch["passage_id"][passages]}
+
+
+class TwoRanks:
+    """The exchange of two ranks that take turns: each sees all passages, and returns go into one sum."""
+
+    def __init__(self, everything):
+        self.everything, self.returned, self.loss_weight = everything, torch.zeros(()), 1.0
+
+    def at(self, rank):
+        self.offset = 9 * rank
+        return lambda *_: self
+
+    def gather(self, rows):
+        return self.everything
+
+    def return_gradients(self, gradients):
+        self.returned = self.returned + gradients
+        return torch.zeros(9, 16)
+
+
+def test_ranks_divide_the_global_batch(monkeypatch):
+    """Two ranks' means, and the passages' gradients summed over them, are those of one process."""
+    retriever, batch = make_retriever(), make_batch(copies=False)
+    options = {"prefixes": Prefixes(DIMS, WEIGHTS), "false_negatives": FalseNegativeFilter(absolute=-0.01)}
+    seen = []
+    monkeypatch.setattr(step_module, "attach_gradients", lambda loss, _, gradients: seen.append(gradients) or loss)
+    whole = ContrastiveStep(5.0, **options)(retriever, batch)
+    (query_grad, passage_grad), exchange = seen.pop(), TwoRanks(retriever(passage=batch["passage"])[1].detach())
+    losses = []
+    for rank in range(2):
+        monkeypatch.setattr(step_module, "PassageExchange", exchange.at(rank))
+        shared = ContrastiveStep(5.0, **options, negatives_x_device=True)
+        losses.append(shared(retriever, part_of(batch, rank)).loss)
+    torch.testing.assert_close(sum(losses) / 2, whole.loss)
+    torch.testing.assert_close(torch.cat([query for query, _ in seen]) / 2, query_grad)
+    torch.testing.assert_close(exchange.returned / 2, passage_grad)
+
+
+def test_a_run_says_which_dimensions_it_trained(train_tiny):
+    flags = "--matryoshka_dims 8 16 --false_negative_margin -0.1 --normalize --max_steps 1 --grad_cache"
+    output = train_tiny(*flags.split())
+    assert read_settings(output).matryoshka_dims == (16, 8)
+    assert json.loads((output / "fastdense.json").read_text())["matryoshka_dims"] == [16, 8]
+    assert "trained to be cut to 16, 8" in (output / "README.md").read_text()
+    assert load_retriever(str(output)).query_encoder.dimension >= 16
