@@ -21,7 +21,7 @@ step() { # NAME SECONDS COMMAND...: goes on after a failure, which the last line
   [ "${PIPESTATUS[0]}" = 0 ] || failed+=("$name")
 }
 
-device=$("$python" -c 'import torch; print(torch.cuda.get_device_name().lower().replace(" ", "-"))') || {
+device=$("$python" -c 'import torch; print(torch.cuda.get_device_name().lower().replace(" ", "-"))' 2>/dev/null) || {
   echo "gpu_check: torch sees no GPU" >&2
   exit 2
 }

@@ -1,6 +1,8 @@
 """The benches: what they compare, and that the pages show what they have measured."""
 
 import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -97,3 +99,55 @@ def test_every_provider_takes_part_by_default():
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     expected = {"fastdense native", "fastdense reference", "naive autograd", "torch.compile", "F.linear_cross_entropy"}
     assert set(done.stdout.splitlines()) == expected | {"Python chunks of 256", "sentence-transformers"}
+
+
+STUB = """#!{python}
+import ast, sys
+arguments = sys.argv[1:]
+if arguments[0] == "-c":
+    ast.parse(arguments[1])
+    if "get_device_name().lower" in arguments[1]:
+        print("some-gpu")
+else:
+    print("ran", *arguments)
+    sys.exit("{failing}" in arguments if "{failing}" else 0)
+"""
+
+
+def check_gpu(folder, failing=""):
+    """benches/gpu_check.sh with a Python that only says what it is asked for, and fails where that is ``failing``."""
+    stub = folder / "python"
+    stub.write_text(STUB.format(python=sys.executable, failing=failing))
+    stub.chmod(0o755)
+    variables = os.environ | {"PYTHON": str(stub), "OUT": str(folder / "out")}
+    command = ["bash", str(ROOT / "benches" / "gpu_check.sh")]
+    return subprocess.run(command, env=variables, capture_output=True, text=True)
+
+
+def test_gpu_check_walks_through_its_steps_in_under_nine_minutes(tmp_path):
+    done = check_gpu(tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "gpu_check: all passed" in done.stdout
+    for step in ("build", "gpu-tests", "bench-bfloat16", "large", "train-step"):
+        assert f"=== {step}\n" in done.stdout
+    source = (ROOT / "benches" / "gpu_check.sh").read_text()
+    limits = [int(found) for found in re.findall(r"^ *step \S+ (\d+)", source, re.MULTILINE)]
+    of_bench = int(re.findall(r'step "bench-\$dtype" (\d+)', source)[0])
+    assert sum(limits) + 2 * of_bench < 540  # it runs for three dtypes
+
+
+def test_gpu_check_reports_what_failed(tmp_path):
+    done = check_gpu(tmp_path, failing="pytest")
+    assert done.returncode == 1
+    assert "gpu_check: failed: gpu-tests (logs in" in done.stdout
+
+
+def test_gpu_check_needs_a_gpu(tmp_path):
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    variables = os.environ | {"PYTHON": sys.executable, "OUT": str(tmp_path)}
+    done = subprocess.run(["bash", str(ROOT / "benches/gpu_check.sh")], env=variables, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == ["gpu_check: torch sees no GPU"]

@@ -162,6 +162,19 @@ def test_rows_out_of_the_bounds_range(emulation, oracle, draw, relative_error, k
     assert any(map(any, emulation.maxima_wanted))
 
 
+def test_maxima_and_sums_give_the_log_sum_exp_of_the_rows_that_want_it(emulation, draw):
+    query, passage = draw("raw", 130, 200, 64, torch.bfloat16)
+    wanted = (torch.arange(130) == 3).to(torch.int8)  # one row's block of 128 rows, and not the other
+    target = torch.arange(130, dtype=torch.int32)
+    partials = torch.full((2, 2, 130), 7.0)
+    emulation.score_maxima(query, passage, target, None, torch.tensor(2.0), wanted, partials)
+    score = 2 * (query[:128].double() @ passage.double().T)
+    expected = score.scatter(1, target[:128, None].long(), -torch.inf).logsumexp(1)
+    found = (partials[0] + partials[1].log())[:, :128].double().logsumexp(0)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-5)
+    assert (partials[:, :, 128:] == 7).all()
+
+
 def test_chunks_of_rows_and_a_stride(emulation, oracle, draw, relative_error):
     query, passage = draw("trained", 140, 280, 72, torch.bfloat16)
     query, passage = torch.cat([query, query], 1)[:, 72:], passage.T.contiguous().T
