@@ -143,11 +143,45 @@ def test_gpu_check_reports_what_failed(tmp_path):
 
 
 def test_gpu_check_needs_a_gpu(tmp_path):
-    import torch
-
     if torch.cuda.is_available():
         pytest.skip("there is one")
     variables = os.environ | {"PYTHON": sys.executable, "OUT": str(tmp_path)}
     done = subprocess.run(["bash", str(ROOT / "benches/gpu_check.sh")], env=variables, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.splitlines() == ["gpu_check: torch sees no GPU"]
+
+
+def test_the_step_s_table_shows_the_json_and_nothing_for_what_was_not_measured(benches):
+    table = benches("step_table")
+    row = {"provider": "x", "error": 1e-7, "examples_per_second": 12.34, "times_base": None, "padding": 0.051}
+    report = {"machine": "m", "threads": 2, "torch": "t", "model": "n", "n_passages": 2, "dtype": "float32"}
+    report["results"] = [{"batch": 64, "rows": [{**row, "peak_mib": None}]}]
+    page = table.with_table(f"a{table.START}old{table.END}b", table.table(report))
+    assert "| 64 | x | 12.3 |  | 5.1% |  | 1.0e-07 |" in page
+    assert "old" not in page
+    assert (page[0], page[-1]) == ("a", "b")
+    with pytest.raises(SystemExit, match="markers"):
+        table.with_table("a page without them", "")
+
+
+@pytest.mark.parametrize(
+    ("operation", "kind"),
+    [
+        ("aten::addmm", "matrix products"),
+        ("aten::bmm", "matrix products"),
+        ("aten::add_", "element-wise"),
+        ("aten::_scaled_dot_product_attention", "attention"),
+        ("aten::native_dropout_backward", "dropout"),
+        ("fastdense::contrastive", "loss"),
+        ("aten::empty", "other"),
+    ],
+)
+def test_the_profile_names_the_kind_of_an_operation(benches, operation, kind):
+    assert benches("step_profile").kind_of(operation) == kind
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
+def test_both_libraries_compute_a_layer_s_products(benches):
+    for ways in benches("linears").products(5, 8, 12).values():
+        expected, found = (way() for way in ways.values())
+        torch.testing.assert_close(found, expected)

@@ -1,0 +1,52 @@
+"""Write the table of docs/training.md from the JSON of the training step's bench.
+
+python -m benches step_table benches/results/train-step-cpu-amd-epyc-zen3.json
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+PAGE = Path(__file__).parent.parent / "docs" / "training.md"
+START, END = "<!-- made by `python -m benches step_table` -->", "<!-- end of what it makes -->"
+COLUMNS = {
+    "examples/s": ("examples_per_second", ".1f"),
+    "x sentence-transformers": ("times_base", ".2f"),
+    "padding": ("padding", ".1%"),
+    "peak, MiB": ("peak_mib", ".0f"),
+    "gradient error": ("error", ".1e"),
+}
+
+
+def table(report: dict[str, Any]) -> str:
+    """Where it was measured, and a line for each batch and provider."""
+    about = "{machine}, {threads} threads, torch {torch}; {model}, {n_passages} passages a query, {dtype}".format(
+        **report
+    )
+    lines = [about, "", f"| batch | | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 2) + "|"]
+    for result in report["results"]:
+        for row in result["rows"]:
+            cells = ["" if row[name] is None else format(row[name], form) for name, form in COLUMNS.values()]
+            lines.append(f"| {result['batch']} | {row['provider']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def with_table(page: str, made: str) -> str:
+    """``page`` with ``made`` between the markers, which it must have."""
+    before, start, rest = page.partition(START)
+    _, end, after = rest.partition(END)
+    if not (start and end):
+        raise SystemExit(f"step_table: {PAGE} lacks its two markers, {START} and {END}")
+    return f"{before}{START}\n\n{made}\n\n{END}{after}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path, help="JSON of python -m benches train_step")
+    report = json.loads(parser.parse_args().results.read_text())
+    PAGE.write_text(with_table(PAGE.read_text(encoding="utf-8"), table(report)), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
