@@ -126,3 +126,12 @@ def test_the_operators_do_not_need_a_gpu_or_its_libraries():
     needed = [line.split("[")[1].rstrip("]") for line in done.stdout.splitlines() if "(NEEDED)" in line]
     assert "libtorch_cpu.so" in needed
     assert not [name for name in needed if "cuda" in name or "python" in name]
+
+
+@pytest.mark.parametrize("source", ["instruction_set.cpp", "gemm/generic.cpp"])
+def test_the_kernels_of_any_cpu_compile_for_arm(source):
+    compiler = shutil.which("aarch64-linux-gnu-g++")
+    if compiler is None:
+        pytest.skip("needs aarch64-linux-gnu-g++")
+    flags = ["-std=c++17", "-Wall", "-Wextra", "-Werror", "-Wno-psabi", "-fsyntax-only", f"-I{ROOT / 'csrc'}"]
+    subprocess.run([compiler, *flags, str(ROOT / "csrc" / "cpu" / source)], check=True)

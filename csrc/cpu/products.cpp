@@ -254,7 +254,7 @@ void Products::multiply_queries(const Segment& segment, const RowResult* results
   const int64_t blocks = ceil_div(segment.count, kColumnBlock);
   const double operations = 2.0 * panels_ * kPanel * segment.count * problem_.width;
   on_threads(blocks, operations, [&](const auto& next) {
-    Scratch<uint32_t> packed(round_up(panels_ * kPanel / kernels_.depth, kBlock) * kColumnBlock);
+    Scratch<uint32_t> packed(round_up(panels_at_once() * kPanel / kernels_.depth, kBlock) * kColumnBlock);
     Scratch<float> scratch(problem_.query.scratch_size());
     for (int64_t i = next(); i >= 0; i = next()) {
       const int64_t first = i * kColumnBlock;
@@ -270,21 +270,38 @@ void Products::multiply_queries(const Segment& segment, const RowResult* results
 }
 
 void Products::multiply_queries_block(const Segment& block, int64_t segment_first, uint32_t* packed, bool accumulate) {
-  const int64_t panel_units = kPanel / kernels_.depth, units = panels_ * panel_units, width = problem_.width;
-  for (int64_t panel = 0; panel < panels_; ++panel) {
-    const int64_t unit = panel * panel_units;
+  const int64_t most = panels_at_once();
+  for (int64_t first = 0; first < panels_; first += most) {
+    const Segment panels{first, std::min(most, panels_ - first)};
+    pack_weights(block, segment_first, panels, packed);
+    multiply_queries_panels(block, panels, packed, accumulate || first > 0);
+  }
+}
+
+int64_t Products::panels_at_once() const {
+  return std::min(panels_, std::max<int64_t>(1, kernels_.inner_units * kernels_.depth / kPanel));
+}
+
+void Products::pack_weights(const Segment& block, int64_t segment_first, const Segment& panels, uint32_t* packed) {
+  for (int64_t panel = panels.first; panel < panels.first + panels.count; ++panel) {
+    const int64_t unit = (panel - panels.first) * kPanel / kernels_.depth;
     kernels_.transpose_exponentials(weights(panel) + (block.first - segment_first) / kernels_.depth * kPanel,
                                     block.count, panel + 1 < panels_ ? panel_units_ : 0,
                                     packed + unit / kBlock * kColumnBlock * kBlock + unit % kBlock);
   }
+}
+
+void Products::multiply_queries_panels(const Segment& block, const Segment& panels, const uint32_t* packed,
+                                       bool accumulate) {
+  const int64_t panel_units = kPanel / kernels_.depth, width = problem_.width;
   for (int64_t d = 0; d < width; d += kPanel) {
     const int64_t columns = std::min<int64_t>(kPanel, width - d);
-    const uint32_t* right = weighted_queries_.data() + d * units;
+    const uint32_t* right = weighted_queries_.data() + (d * panels_ + panels.first * kPanel) * panel_units;
     for_each_tile(block.count, kernels_.tile_rows, [&](int64_t first, int rows) {
       Tile tile{packed + first * kBlock,
                 kColumnBlock * kBlock,
                 right,
-                units,
+                panels.count * panel_units,
                 gradients_.passage + (block.first + first) * width + d,
                 width,
                 accumulate};

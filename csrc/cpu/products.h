@@ -72,6 +72,9 @@ class Products {
   void multiply_passages_part(const Segment& segment, const Segment& width, const Segment& panels);
   void multiply_queries(const Segment& segment, const RowResult* results, bool accumulate);
   void multiply_queries_block(const Segment& block, int64_t segment_first, uint32_t* packed, bool accumulate);
+  void pack_weights(const Segment& block, int64_t segment_first, const Segment& panels, uint32_t* packed);
+  void multiply_queries_panels(const Segment& block, const Segment& panels, const uint32_t* packed, bool accumulate);
+  int64_t panels_at_once() const;
   void add_target_gradients(const Segment& block, const RowResult* results, float* scratch);
   void write_query_gradients(const RowResult* results);
 

@@ -75,6 +75,21 @@ def test_wide_rows(oracle, draw, relative_error, dtype):
         assert relative_error(getattr(result, name), getattr(exact, name)) < (4e-3 if rounded else 5e-6), name
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", [512, 513, 1100])
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_more_queries_than_a_product_takes_at_once(oracle, draw, relative_error, dtype, rows, symmetric):
+    """The passages' gradients are sums over a chunk's queries, of which AVX2 packs 512 at a time; ragged in width."""
+    query, passage = draw("trained", rows, 150, 40, dtype)
+    target = (torch.arange(rows) * 7 + 3) % 150
+    options = {"scale": 10.0, "symmetric": symmetric}
+    exact = oracle(query, passage, target, **options)
+    result = contrastive_loss_and_grad(query, passage, target, **options, implementation="native")
+    for name in exact._fields:
+        rounded = dtype == torch.bfloat16 and name in ("query_grad", "passage_grad")
+        assert relative_error(getattr(result, name), getattr(exact, name)) < (4e-3 if rounded else 5e-6), name
+
+
 @pytest.mark.parametrize("columns", [111, 112, 113, 224, 500])
 @pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1}])
 def test_segments_of_passages(oracle, draw, relative_error, columns, options):
@@ -89,7 +104,9 @@ def test_segments_of_passages(oracle, draw, relative_error, columns, options):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("rows", "columns", "width"), [(3, 900, 100), (70, 900, 100), (200, 333, 800)])
+@pytest.mark.parametrize(
+    ("rows", "columns", "width"), [(3, 900, 100), (70, 900, 100), (200, 333, 800), (1100, 120, 40)]
+)
 def test_the_number_of_threads_does_not_show_in_the_bits(draw, dtype, rows, columns, width):
     query, passage = draw("trained", rows, columns, width, dtype)
     target = torch.arange(rows) % columns

@@ -3,4 +3,5 @@
 #define FASTDENSE_LANES 16
 #define FASTDENSE_TILE_ROWS 14
 #define FASTDENSE_DEPTH 1
+#define FASTDENSE_INNER_UNITS 4096
 #include "cpu/gemm/kernels.inc"

@@ -75,8 +75,9 @@ struct TwoDirections {
 
 struct Kernels {
   const char* name;
-  int depth;      // elements in a unit: 1 or 2
-  int tile_rows;  // the most rows of a tile
+  int depth;            // elements in a unit: 1 or 2
+  int tile_rows;        // the most rows of a tile
+  int64_t inner_units;  // of the passages' gradients at a time: the left operand stays in the second-level cache
 
   void (*tile_by_blocks)(int rows, const Tile& tile);
   void (*tile_by_steps)(int rows, const Tile& tile);
