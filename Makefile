@@ -92,4 +92,4 @@ here:
 	$(MAKE) $* HERE=1
 
 clean:
-	rm -rf $(VENV) build .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build docs/cli.md .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -27,7 +27,7 @@ NAVIGATION = {
     "Start": ["migrating", "comparison", "faq"],
     "Train": ["training", "data", "objectives", "grad-cache", "recipes", "sharing"],
     "Search": ["search", "at-scale", "evaluation", "mining"],
-    "The loss": ["loss", "jax-loss", "drop-in"],
+    "The loss": ["loss", "loss-gpu", "jax-loss", "drop-in"],
     "Reference": ["cli"],
 }
 
