@@ -125,8 +125,30 @@ class DataArguments:
         default="json",
         metadata=_flag("Data set on the hub, org/name[/split][:config]; json means the files of --train_dir."),
     )
-    train_dir: str | None = field(
-        default=None, metadata=_flag("Directory or file with training rows (.jsonl, .json, .parquet, also .gz).")
+    train_dir: list[str] | None = field(
+        default=None,
+        metadata=_flag(
+            "Directory or file with training rows (.jsonl, .json, .parquet, also .gz); several are several data sets."
+        ),
+    )
+    train_weights: list[float] | None = field(
+        default=None,
+        metadata=_flag(
+            "How much each of several --train_dir trains, relative to the others (default: by their numbers of rows)."
+        ),
+    )
+    batch_sampling: Literal["one_source", "mixed"] | None = field(
+        default=None,
+        metadata=_flag(
+            "Batches of several --train_dir: rows of one of them at a time (one_source), or of all (mixed) "
+            "(default: one_source)."
+        ),
+    )
+    source_query_prefix: list[str] | None = field(
+        default=None, metadata=_flag("In place of --query_prefix, one for each --train_dir, while training.")
+    )
+    source_passage_prefix: list[str] | None = field(
+        default=None, metadata=_flag("In place of --passage_prefix, one for each --train_dir, while training.")
     )
     dataset_proc_num: int = field(default=12, metadata=_flag("Most processes that tokenize the data."))
     data_cache_dir: str | None = field(
@@ -163,6 +185,29 @@ class DataArguments:
         for name in ("dataset_proc_num", "train_n_passages"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name} must be at least 1, not {getattr(self, name)}")
+        self._check_sources()
+
+    def _check_sources(self) -> None:
+        sources = len(self.train_dir or [])
+        if self.batch_sampling is not None and sources < 2:
+            raise UserError("--batch_sampling is for several data sets: pass --train_dir A B, or leave it out")
+        for name in ("train_weights", "source_query_prefix", "source_passage_prefix"):
+            given = getattr(self, name)
+            if given and len(given) != sources:
+                raise UserError(f"--{name} has {len(given)} values for {sources} --train_dir; give one for each")
+        if self.train_weights and not all(0 < weight < float("inf") for weight in self.train_weights):
+            raise UserError(f"--train_weights must be positive numbers, not {min(self.train_weights)}")
+        if len(set(self.train_dir or [])) < sources:
+            raise UserError("--train_dir names a data set twice; raise its --train_weights instead")
+
+    @property
+    def n_sources(self) -> int:
+        """Number of data sets."""
+        return len(self.source_names())
+
+    def source_names(self) -> list[str]:
+        """How messages call the data sets."""
+        return self.train_dir or [self.dataset_name]
 
 
 @dataclass

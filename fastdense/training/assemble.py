@@ -5,6 +5,7 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from fastdense.data.collation import Collator
+from fastdense.data.source_mix import Share, SourceMix
 from fastdense.data.training_rows import load_training_rows
 from fastdense.data.training_set import TrainingSet
 from fastdense.errors import UserError
@@ -87,20 +88,37 @@ def load_training_set(
     """The rows as examples, and the collator that makes batches of them. One process tokenizes, the others wait."""
     collator = DescribingCollator(tokenizer, q_max_len=data.q_max_len, p_max_len=data.p_max_len)
     with args.main_process_first(desc="tokenizing the training rows"):
-        rows = load_training_rows(
-            tokenizer,
-            train_dir=data.train_dir,
-            dataset_name=data.dataset_name,
-            q_max_len=data.q_max_len,
-            p_max_len=data.p_max_len,
-            passage_field_separator=data.passage_field_separator,
-            query_prefix=settings.query_prefix,
-            passage_prefix=settings.passage_prefix,
-            num_proc=data.dataset_proc_num,
-            cache_dir=data.data_cache_dir or model.cache_dir,
-        )
-    _check_rows(len(rows), data, args)
-    examples = TrainingSet(
+        sets = [_load_source(number, data, model, args, tokenizer, settings) for number in range(data.n_sources)]
+    rows = [len(each) for each in sets]
+    _check_rows(sum(rows), data, args)
+    if len(sets) == 1:
+        return sets[0], collator
+    shares = [Share(*share) for share in zip(data.source_names(), rows, data.train_weights or rows, strict=True)]
+    return _mix(sets, shares, data, args), collator
+
+
+def _load_source(
+    number: int,
+    data: DataArguments,
+    model: ModelArguments,
+    args: RetrieverTrainingArguments,
+    tokenizer: Any,
+    settings: RetrieverSettings,
+) -> TrainingSet:
+    """The examples of one of the data sets, with its own prefixes if it has them."""
+    rows = load_training_rows(
+        tokenizer,
+        train_dir=data.train_dir[number] if data.train_dir else None,
+        dataset_name=data.dataset_name,
+        q_max_len=data.q_max_len,
+        p_max_len=data.p_max_len,
+        passage_field_separator=data.passage_field_separator,
+        query_prefix=data.source_query_prefix[number] if data.source_query_prefix else settings.query_prefix,
+        passage_prefix=data.source_passage_prefix[number] if data.source_passage_prefix else settings.passage_prefix,
+        num_proc=data.dataset_proc_num,
+        cache_dir=data.data_cache_dir or model.cache_dir,
+    )
+    return TrainingSet(
         rows,
         data.train_n_passages,
         args.seed,
@@ -108,7 +126,19 @@ def load_training_set(
         negative_no_shuffle=data.negative_passage_no_shuffle,
         missing_negatives=data.missing_negatives,
     )
-    return examples, collator
+
+
+def _mix(
+    sets: list[TrainingSet], shares: list[Share], data: DataArguments, args: RetrieverTrainingArguments
+) -> SourceMix:
+    if args.train_sampling_strategy != "random":
+        raise UserError("--train_sampling_strategy sequential is for one data set: batches take several in turns")
+    if not args.dataloader_drop_last:
+        raise UserError("--dataloader_drop_last false is for one data set: batches of several are always full")
+    seed = args.seed if args.data_seed is None else args.data_seed
+    mix = SourceMix(sets, shares, data.batch_sampling or "one_source", seed)
+    mix.sampler(args.train_batch_size * args.world_size)  # says now what cannot work
+    return mix
 
 
 def _check_rows(rows: int, data: DataArguments, args: RetrieverTrainingArguments) -> None:
@@ -116,7 +146,7 @@ def _check_rows(rows: int, data: DataArguments, args: RetrieverTrainingArguments
     devices = batch // args.per_device_train_batch_size
     if args.dataloader_drop_last and rows < batch:
         raise UserError(
-            f"{data.train_dir or data.dataset_name} has {rows} rows, fewer than one batch of {batch} "
+            f"{' and '.join(data.source_names())} has {rows} rows, fewer than one batch of {batch} "
             f"(--per_device_train_batch_size {args.per_device_train_batch_size}, devices: {devices}); "
             "lower it, or pass --dataloader_drop_last false"
         )

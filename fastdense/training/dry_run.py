@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import Trainer
 
+from fastdense.data.source_mix import SourceMix
 from fastdense.grad_cache.memory import activation_bytes
 from fastdense.modeling.encoder import Retriever
 from fastdense.retrieval.encode import autocast_dtype
@@ -70,7 +71,10 @@ def describe_run(
 
 def first_batch(args: RetrieverTrainingArguments, rows: Any, collator: Any) -> dict[str, Any]:
     """This process's first batch, as the trainer's loader will draw it."""
-    if args.train_sampling_strategy == "sequential":
+    order: Sequence[int] | Tensor
+    if isinstance(rows, SourceMix):
+        order = list(rows.sampler(args.train_batch_size * args.world_size))
+    elif args.train_sampling_strategy == "sequential":
         order = torch.arange(len(rows))
     else:
         seed = args.seed if args.data_seed is None else args.data_seed

@@ -130,7 +130,7 @@ def provenance(data: Any, args: TrainingArguments, state: TrainerState, reposito
     told = summary(state.log_history, 0.0)
     on_hub = data.dataset_name != "json"
     facts = {
-        "Data": data.dataset_name if on_hub else Path(data.train_dir).name,
+        "Data": data.dataset_name if on_hub else ", ".join(Path(name).name for name in data.train_dir),
         "Steps / epochs": f"{told.get('steps')} / {told.get('epochs', 0):.4g}",
         "Queries per step": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
         "Passages per query": data.train_n_passages,

@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Sampler
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_callback import ProgressCallback
 
+from fastdense.data.source_mix import SourceMix
 from fastdense.modeling.encoder import Retriever
 from fastdense.modeling.settings import RetrieverSettings
 from fastdense.retrieval.encode import TextTokenizer, autocast_dtype, encode_texts
@@ -72,6 +73,12 @@ class RetrieverTrainer(CheckpointingTrainer):
         if not args.disable_tqdm:
             self.remove_callback(ProgressCallback)
             self.add_callback(ProgressBar())
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
+        """Several data sets have an order of their own, whose blocks are the batches of all processes."""
+        if not isinstance(self.train_dataset, SourceMix):
+            return super()._get_train_sampler(train_dataset)
+        return self.train_dataset.sampler(self.args.train_batch_size * self.args.world_size)
 
     def compute_loss(
         self,

@@ -1,0 +1,100 @@
+"""Training on several data sets: the batches that reach the step, resuming, prefixes and the record."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from fastdense.errors import UserError
+from fastdense.training.step import ContrastiveStep
+
+Train = Callable[..., Path]
+
+
+@pytest.fixture
+def sources(tmp_path: Path, write_jsonl: Callable[..., Path]) -> list[str]:
+    """Two files of 40 and 24 rows in words of their own."""
+    return [
+        str(write_jsonl(tmp_path / f"{word}.jsonl", [_row(word, number) for number in range(count)]))
+        for word, count in (("river", 40), ("stone", 24))
+    ]
+
+
+def _row(word: str, number: int) -> dict[str, Any]:
+    text = f"{word} {chr(97 + number % 26)} {chr(97 + number // 26)}"
+    return {
+        "query": text,
+        "positive_passages": [{"text": f"{text} yes"}],
+        "negative_passages": [{"text": f"{text} no"}],
+    }
+
+
+@pytest.fixture
+def queries(monkeypatch: pytest.MonkeyPatch, tokenizer: Any) -> list[list[str]]:
+    """The queries of every batch that a step takes, as text."""
+    seen: list[list[str]] = []
+    call = ContrastiveStep.__call__
+
+    def noting(self: ContrastiveStep, model: Any, batch: Any) -> Any:
+        seen.append([tokenizer.decode(row, skip_special_tokens=True) for row in batch["query"]["input_ids"]])
+        return call(self, model, batch)
+
+    monkeypatch.setattr(ContrastiveStep, "__call__", noting)
+    return seen
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_bert_dir: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(tiny_bert_dir)
+
+
+def test_batches_are_of_one_source_with_its_prefix(
+    train_tiny: Train, sources: list[str], queries: list[list[str]], tokenizer: Any
+) -> None:
+    output = train_tiny("--train_dir", *sources, "--train_weights", "1", "3", "--source_query_prefix", "one ", "two ")
+    train_tiny("--config", str(output / "run.yaml"), "--train_dir", *sources, name="again")
+    first, again = queries[:4], queries[4:]
+    assert again == first
+    marks = [
+        tokenizer.decode(tokenizer(f"{start} {word}")["input_ids"], skip_special_tokens=True)
+        for start, word in (("one", "river"), ("two", "stone"))
+    ]
+    for batch in first:
+        assert any(all(query.startswith(mark) for query in batch) for mark in marks)
+    assert "river.jsonl, stone.jsonl" in (output / "README.md").read_text()
+    assert yaml.safe_load((output / "run.yaml").read_text())["train_weights"] == [1.0, 3.0]
+
+
+def test_a_resumed_run_ends_with_the_same_bits(train_tiny: Train, sources: list[str]) -> None:
+    flags = ("--train_dir", *sources, "--max_steps", "11", "--save_strategy", "steps", "--save_steps", "10")
+    whole = train_tiny(*flags, name="whole")  # an epoch has 8 batches
+    resumed = train_tiny(*flags, "--resume_from_checkpoint", str(whole / "checkpoint-10"), name="resumed")
+    expected, found = ((d / "model.safetensors").read_bytes() for d in (whole, resumed))
+    assert found == expected
+
+
+def test_the_plan_is_of_the_first_batch(
+    train_tiny: Train, sources: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    train_tiny("--train_dir", *sources, "--dry_run")
+    assert "nothing was trained" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--train_sampling_strategy sequential", "sequential is for one data set"),
+        ("--dataloader_drop_last false", "--dataloader_drop_last false is for one data set"),
+        ("--per_device_train_batch_size 32", r"stone\.jsonl has 24 rows, fewer than the 32"),
+        ("--train_weights 1 99", r"river\.jsonl with weight 1 gets no batch of an epoch"),
+    ],
+)
+def test_what_several_sources_cannot_do_is_refused(
+    train_tiny: Train, sources: list[str], flags: str, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        train_tiny("--train_dir", *sources, *flags.split())
