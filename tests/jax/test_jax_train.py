@@ -158,3 +158,12 @@ def test_every_device_has_rows(tiny_run: Run, log_of: Log) -> None:
 def test_workers_see_the_same_rows(tiny_run: Run) -> None:
     alone = tiny_run(name="alone")
     assert_same_bits(alone, tiny_run("--dataloader_num_workers", "1", name="worker"))
+
+
+def test_several_data_sets_give_the_batches_of_pytorch(
+    tiny_run: Run, log_of: Log, tmp_path: Path, tiny_rows: list[dict[str, Any]], write_jsonl: Any
+) -> None:
+    sources = [str(write_jsonl(tmp_path / f"{n}.jsonl", tiny_rows[n::2])) for n in (0, 1)]
+    flags = ("--train_dir", *sources, "--train_weights", "1", "2", "--max_steps", "2")
+    found, expected = (values(log_of(tiny_run(*flags, driver=driver)), "loss") for driver in ("jax_train", "train"))
+    assert found == pytest.approx(expected, rel=1e-3)
