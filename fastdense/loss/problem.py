@@ -62,7 +62,8 @@ def make_problem(
     rows, columns = query.shape[0], passage.shape[0]
     rules.check_options(label_smoothing, reduction, chunk_bytes)
     if target is None:
-        target = torch.arange(rows, device=query.device) * rules.default_target_step(rows, columns)
+        step = rules.default_target_step(rows, columns)
+        target = torch.arange(0, rows * step, step, device=query.device)
     else:
         target = _check_target(target, query, columns)
     if passage_id is not None:
