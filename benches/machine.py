@@ -31,12 +31,12 @@ def peak_mib(function: Callable[[], object], device: str) -> float | None:
         Path("/proc/self/clear_refs").write_text("5")  # resets the peak of the resident memory
     except OSError:
         return None
-    before = _resident("VmRSS")
+    before = resident_kib("VmRSS")
     function()
-    return (_resident("VmHWM") - before) / 1024
+    return (resident_kib("VmHWM") - before) / 1024
 
 
-def _resident(field: str) -> int:
-    """KiB, from /proc/self/status."""
+def resident_kib(field: str) -> int:
+    """KiB of a field of /proc/self/status."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(field + ":"))

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import datasets
 import huggingface_hub
 from huggingface_hub.errors import CacheNotFound, GatedRepoError, HFValidationError, RepositoryNotFoundError
 
@@ -154,6 +153,8 @@ def _download(name: HubName, files: Sequence[str], revision: str | None, cache_d
 
 def _dataset(name: HubName, cache_dir: str | None) -> Source:
     """The rows of a repository without a script, as the ``datasets`` library loads them."""
+    import datasets  # encode and search, which read local files mostly, start faster without it
+
     try:
         rows = datasets.load_dataset(name.repository, name.config, split=name.split, cache_dir=cache_dir)
     except Exception as error:  # of some ten classes: not found, no such config or split, unreadable, no network ...
