@@ -2,6 +2,7 @@
 
 import filecmp
 import json
+import os
 import re
 import subprocess
 import sys
@@ -192,6 +193,21 @@ def test_the_standard_library_is_read_without_being_imported() -> None:
     assert re.fullmatch(r"\d{3} \[\]\n", output)
 
 
+def test_another_hash_seed_gives_equal_bytes(
+    built: Path, package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(package))
+    monkeypatch.setenv("PYTHONHASHSEED", "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2")
+    command = [sys.executable, "-m", "fastdense.builtin_data", "--source", "fruitbowl", "--output_dir"]
+    subprocess.run([*command, str(tmp_path / "again")], check=True, capture_output=True)
+    files = [
+        path.relative_to(built) for path in built.rglob("*") if path.is_file() and path.suffix in (".jsonl", ".txt")
+    ]
+    assert files
+    assert filecmp.cmpfiles(built, tmp_path / "again", map(str, files), shallow=False)[1:] == ([], [])
+
+
+@pytest.mark.slow
 def test_equal_sources_give_equal_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for seed in ("1", "2"):
         monkeypatch.setenv("PYTHONHASHSEED", seed)
