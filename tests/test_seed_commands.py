@@ -113,19 +113,20 @@ def assert_trained(folder: Path, steps: int) -> None:
     assert torch.isfinite(torch.tensor(losses)).all()
 
 
-@pytest.mark.slow
-def test_grad_cache_command(seed_hub: HubStandIn, tmp_path: Path) -> None:
-    result = shell(ours(GRAD_CACHE, {} if torch.cuda.is_available() else {"--fp16 ": ""}), seed_hub, tmp_path)
+@pytest.mark.parametrize("epochs", [2, pytest.param(40, marks=pytest.mark.slow)])
+def test_grad_cache_command(epochs: int, seed_hub: HubStandIn, tmp_path: Path) -> None:
+    changes = {"epochs 40": f"epochs {epochs}", **({} if torch.cuda.is_available() else {"--fp16 ": ""})}
+    result = shell(ours(GRAD_CACHE, changes), seed_hub, tmp_path)
     assert result.returncode == 0, result.stderr
-    assert_trained(tmp_path, steps=40)  # 128 rows are one batch
+    assert_trained(tmp_path, steps=epochs)  # 128 rows are one batch
 
 
-@pytest.mark.slow
 @pytest.mark.distributed
-def test_distributed_command(seed_hub: HubStandIn, tmp_path: Path) -> None:
-    result = shell(ours(FOUR_GPUS, two_processes("launch")), seed_hub, tmp_path)
+@pytest.mark.parametrize("epochs", [1, pytest.param(40, marks=pytest.mark.slow)])
+def test_distributed_command(epochs: int, seed_hub: HubStandIn, tmp_path: Path) -> None:
+    result = shell(ours(FOUR_GPUS, {**two_processes("launch"), "epochs 40": f"epochs {epochs}"}), seed_hub, tmp_path)
     assert result.returncode == 0, result.stderr
-    assert_trained(tmp_path, steps=80)  # two ranks of 32 make two steps an epoch
+    assert_trained(tmp_path, steps=2 * epochs)  # two ranks of 32 make two steps an epoch
 
 
 @pytest.mark.slow
@@ -138,15 +139,16 @@ def test_other_launchers(launcher: str, seed_hub: HubStandIn, tmp_path: Path) ->
     assert_trained(tmp_path, steps=2)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("cache", ["", " --grad_cache"], ids=["plain", "grad_cache"])
-def test_tpu_command(cache: str, seed_hub: HubStandIn, tmp_path: Path) -> None:
+@pytest.mark.parametrize("epochs", [2, pytest.param(40, marks=pytest.mark.slow)])
+def test_tpu_command(epochs: int, cache: str, seed_hub: HubStandIn, tmp_path: Path) -> None:
     """On eight simulated devices, as many as a V3-8 has."""
     pytest.importorskip("jaxlib")
     devices = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
-    result = shell(ours(V3_8, {}) + cache, seed_hub, tmp_path, devices)
+    devices["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # compiling takes longer than running
+    result = shell(ours(V3_8, {"epochs 40": f"epochs {epochs}"}) + cache, seed_hub, tmp_path, devices)
     assert result.returncode == 0, result.stderr
-    assert_trained(tmp_path, steps=40)  # 8 times 16 rows are one batch
+    assert_trained(tmp_path, steps=epochs)  # 8 times 16 rows are one batch
 
 
 def test_fp16_without_a_gpu_is_refused_in_a_sentence(seed_hub: HubStandIn, tmp_path: Path) -> None:

@@ -25,7 +25,8 @@ def read_eval_directory(path: str | Path) -> EvaluationSet:
 
     Rows of the corpus are ``{docid, title?, text}``, of the queries ``{query_id, query}``, or BEIR's ``{_id, title?,
     text}``; .json, .gz and .parquet do as well. Judgements are TREC's (``qrels.txt``, ``qrels.trec``) or BEIR's
-    (``qrels.tsv``, or the one file in ``qrels/``). Queries without a judgement are left out.
+    (``qrels.tsv``, or of the files in ``qrels/`` the only one or ``test.tsv``, which BEIR measures on). Queries without a
+    judgement are left out.
 
     Raises:
         UserError: a file is missing or malformed, a judged query is unknown, or no relevant passage is in the corpus.
@@ -59,7 +60,8 @@ def _qrels_file(directory: Path) -> Path:
     splits = sorted((directory / "qrels").glob("*.tsv"))
     if not splits:
         raise UserError(f"{directory} holds no qrels.txt with the relevance judgements")
-    if len(splits) > 1:
+    test = directory / "qrels" / "test.tsv"
+    if len(splits) > 1 and test not in splits:
         names = ", ".join(file.name for file in splits)
         raise UserError(f"{directory / 'qrels'} holds several files ({names}): copy the wanted one to qrels.tsv")
-    return splits[0]
+    return test if test in splits else splits[0]

@@ -25,18 +25,21 @@ def test_processes_that_jax_does_not_know_are_refused() -> None:
 def start(flags: list[str], process: int, port: int, log: Path) -> subprocess.Popen[bytes]:
     """One of two processes with four devices each."""
     devices = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    devices["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # as in this process: compiling takes longer than running
     address = f"--jax_coordinator_address 127.0.0.1:{port} --jax_num_processes 2 --jax_process_id {process}"
     command = [sys.executable, "-m", "fastdense.jax_train", *flags, *address.split()]
     with log.open("wb") as file:
         return subprocess.Popen(command, cwd=ROOT, env={**os.environ, **devices}, stdout=file, stderr=file)
 
 
-@pytest.mark.slow
 @pytest.mark.distributed
-def test_two_processes_are_one(tiny_run: Callable[..., Path], eval_dir: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("measured", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_two_processes_are_one(
+    measured: bool, tiny_run: Callable[..., Path], eval_dir: Path, tmp_path: Path, quick_compiler: None
+) -> None:
     """Rows, loss, measured vectors and files, with lengths that differ between the processes."""
-    flags = f"--eval_dir {eval_dir} --eval_strategy steps --eval_steps 2 --save_strategy steps --save_steps 4 "
-    flags += "--mask_duplicates --grad_cache --gc_p_chunk_size 2"
+    flags = "--save_strategy steps --save_steps 4 --mask_duplicates --grad_cache --gc_p_chunk_size 2 "
+    flags += f"--eval_dir {eval_dir} --eval_strategy steps --eval_steps 2" if measured else ""
     one = tiny_run(*flags.split(), name="one")
     words = tiny_run.words(*flags.split(), name="two")  # type: ignore[attr-defined]
     with socket.socket() as free:

@@ -125,8 +125,10 @@ def test_eval_directory_of_beir(tmp_path, write_jsonl):
     held_out = read_eval_directory(str(tmp_path))
     assert (held_out.queries, held_out.passages) == ([Text("q", "y")], [Text("d", "x", "")])
     assert held_out.qrels == {"q": {"d": 1}}
-    (tmp_path / "qrels" / "dev.tsv").write_text("q\td\t1\n")
-    with pytest.raises(UserError, match=r"holds several files \(dev\.tsv, test\.tsv\): copy the wanted one"):
+    (tmp_path / "qrels" / "dev.tsv").write_text("q\td\t2\n")
+    assert read_eval_directory(tmp_path).qrels == {"q": {"d": 1}}  # the test split's
+    (tmp_path / "qrels" / "test.tsv").rename(tmp_path / "qrels" / "train.tsv")
+    with pytest.raises(UserError, match=r"holds several files \(dev\.tsv, train\.tsv\): copy the wanted one"):
         read_eval_directory(tmp_path)
 
 
