@@ -89,7 +89,13 @@ def test_what_a_batch_lacks_is_padding(
     assert_same_log(log_of(ours), log_of(theirs))
 
 
-@pytest.mark.parametrize("flags", [(), (*CACHE, "--gradient_accumulation_steps", "2")], ids=["plain", "accumulated"])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        pytest.param((), id="plain"),
+        pytest.param((*CACHE, "--gradient_accumulation_steps", "2"), id="accumulated", marks=pytest.mark.slow),
+    ],
+)
 def test_a_resumed_run_ends_with_the_same_bits(tiny_run: Run, tiny_bert_dir: Path, flags: tuple[str, ...]) -> None:
     flags = (*flags, "--model_name_or_path", str(tiny_bert_dir), "--save_strategy", "steps", "--save_steps", "3")
     whole = tiny_run(*flags, "--max_steps", "7", name="whole")
