@@ -25,8 +25,8 @@ def read_eval_directory(path: str | Path) -> EvaluationSet:
 
     Rows of the corpus are ``{docid, title?, text}``, of the queries ``{query_id, query}``, or BEIR's ``{_id, title?,
     text}``; .json, .gz and .parquet do as well. Judgements are TREC's (``qrels.txt``, ``qrels.trec``) or BEIR's
-    (``qrels.tsv``, or of the files in ``qrels/`` the only one or ``test.tsv``, which BEIR measures on). Queries without a
-    judgement are left out.
+    (``qrels.tsv``, or of the files in ``qrels/`` the only one or ``test.tsv``, which BEIR measures on). Queries without
+    a judgement are left out.
 
     Raises:
         UserError: a file is missing or malformed, a judged query is unknown, or no relevant passage is in the corpus.
