@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fastdense.data.collation import Collator
 from fastdense.data.training_set import Example
+from fastdense.grad_cache.stream import to_device
 
 SIDES = ("query", "passage")
 
@@ -63,10 +64,10 @@ class DistinctRows:
         self._places: Tensor | None = None
         if len(distinct) < len(first):
             device = inputs["input_ids"].device
-            index = _to_device(torch.from_numpy(distinct), device)
+            index = to_device(torch.from_numpy(distinct), device)
             self.inputs = {name: tensor.index_select(0, index) for name, tensor in inputs.items()}
             self.lengths = np.asarray(rows.lengths)[distinct].tolist()
-            self._places = _to_device(torch.from_numpy(places), device)
+            self._places = to_device(torch.from_numpy(places), device)
 
     @property
     def padded_tokens(self) -> int:
@@ -84,9 +85,3 @@ class DistinctRows:
         if gradients.is_cuda:  # there index_add_ adds in the order of the moment, and index_put_ sorts first
             return total.index_put_((self._places,), gradients, accumulate=True)
         return total.index_add_(0, self._places, gradients)
-
-
-def _to_device(indices: Tensor, device: torch.device) -> Tensor:
-    if device.type == "cuda":
-        indices = indices.pin_memory()  # otherwise the copy waits for what the device has yet to do
-    return indices.to(device, non_blocking=True)
