@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -118,7 +119,8 @@ def test_a_killed_rank_ends_the_other_with_an_error(tmp_path, case):
         survivor.wait(timeout=20)
     finally:
         errors = finish(ranks, timeout=1)
-    assert survivor.returncode > 0
+    # The exception's own status is 1; gloo's threads may abort the interpreter while it shuts down after it.
+    assert survivor.returncode in (1, -signal.SIGABRT)
     assert re.search(r"RuntimeError.*(closed by peer|reset by peer)", errors[0]), errors[0]
 
 
