@@ -108,7 +108,8 @@ def draw(shape: tuple[int, int, int], dtype: torch.dtype, device: str) -> tuple[
 def measure(shape: tuple[int, int, int], dtype: str, device: str, repeats: int, only: list[str]) -> list[Row]:
     inputs = draw(shape, getattr(torch, dtype), device)
     exact = exact_gradients(*inputs)
-    rows, timed = {}, {}
+    rows: dict[str, Row] = {}
+    timed: dict[str, Callable[[Tensor, Tensor, Tensor], object]] = {}
     for name, multiply in matrix_products(device, inputs[0].dtype).items():
         timed[f"three products, {name}"] = three_products(multiply)
     for name in timed:
@@ -116,15 +117,16 @@ def measure(shape: tuple[int, int, int], dtype: str, device: str, repeats: int, 
         timed[name](*inputs)
     bare = list(timed)
     for name, function in providers(device, inputs[0].dtype, only).items():
-        rows[name] = Row(name, error_of(function(*inputs), exact))
-        if rows[name].error <= LARGEST_ERROR[dtype]:
+        error = error_of(function(*inputs), exact)
+        rows[name] = Row(name, error)
+        if error <= LARGEST_ERROR[dtype]:
             timed[name] = function
             rows[name].peak_mib = peak_mib(partial(function, *inputs), device)
     seconds: dict[str, list[float]] = {name: [] for name in timed}
     for _ in range(repeats):
-        for name, function in timed.items():
+        for name, samples in seconds.items():
             if not _hopeless(seconds, name):
-                seconds[name].append(once(function, *inputs))
+                samples.append(once(timed[name], *inputs))
     products = min(statistics.median(seconds[name]) for name in bare)
     for name, samples in seconds.items():
         median = statistics.median(samples)

@@ -14,7 +14,10 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -54,28 +57,28 @@ class Row:
 
 
 def sentence_transformers(columns: Inputs, rows: int) -> list[Pair]:
-    from fastdense.integrations import sentence_transformers as ours
+    ours: Any = import_module("fastdense.integrations.sentence_transformers")
 
-    def plain(loss: nn.Module) -> Loss:
+    def plain(loss: Any) -> Loss:
         return lambda *columns: loss.compute_loss_from_embeddings(list(columns), None)
 
-    def cached(loss: nn.Module) -> Loss:
+    def cached(loss: Any) -> Loss:
         return lambda *columns: loss.calculate_loss([list(column.split(rows)) for column in columns])
 
-    before, after = ours.losses.MultipleNegativesRankingLoss, ours.FusedMultipleNegativesRankingLoss
-    pairs = [Pair("sentence-transformers", plain(before(nn.Identity())), plain(after(nn.Identity())), columns)]
+    kinds = (ours.losses.MultipleNegativesRankingLoss, ours.FusedMultipleNegativesRankingLoss)
+    before, after = (plain(kind(nn.Identity())) for kind in kinds)
+    pairs = [Pair("sentence-transformers", before, after, columns)]
     model = nn.Sequential(nn.Identity())  # the constructor looks at its first module
     kinds = (ours.losses.CachedMultipleNegativesRankingLoss, ours.CachedFusedMultipleNegativesRankingLoss)
-    losses = [cached(kind(model, mini_batch_size=rows)) for kind in kinds]
-    return [*pairs, Pair(f"sentence-transformers cached, {rows} rows", *losses, columns)]
+    before, after = (cached(kind(model, mini_batch_size=rows)) for kind in kinds)
+    return [*pairs, Pair(f"sentence-transformers cached, {rows} rows", before, after, columns)]
 
 
 def grad_cache(query: Tensor, passage: Tensor) -> list[Pair]:
-    from fastdense.integrations import grad_cache as ours
-
+    ours: Any = import_module("fastdense.integrations.grad_cache")
     negatives = len(passage) // len(query) - 1
-    losses = [kind(negatives) for kind in (ours.peer.SimpleContrastiveLoss, ours.SimpleContrastiveLoss)]
-    return [Pair("GradCache", *losses, [query, passage])]
+    before, after = (kind(negatives) for kind in (ours.peer.SimpleContrastiveLoss, ours.SimpleContrastiveLoss))
+    return [Pair("GradCache", before, after, [query, passage])]
 
 
 def open_clip(query: Tensor, positive: Tensor) -> list[Pair]:
@@ -100,8 +103,8 @@ def tevatron(query: Tensor, passage: Tensor) -> list[Pair]:
     def loss(model: nn.Module) -> Loss:
         return lambda query, passage: model(query={"reps": query}, passage={"reps": passage}).loss
 
-    losses = [loss(kind(temperature=0.05)) for kind in (Passes, fused(Passes))]
-    return [Pair("Tevatron's forward (stand-in)", *losses, [query, passage])]
+    before, after = (loss(kind(temperature=0.05)) for kind in (Passes, fused(Passes)))
+    return [Pair("Tevatron's forward (stand-in)", before, after, [query, passage])]
 
 
 def pairs(queries: int, passages: int, width: int, dtype: torch.dtype, device: str) -> list[Pair]:
@@ -144,7 +147,7 @@ def measure(pair: Pair, repeats: int, device: str) -> Row:
     before, after = (gradients(loss, pair.inputs) for loss in (pair.before, pair.after))
     difference = max(float((b - a).norm() / b.norm()) for b, a in zip(before, after, strict=True))
     del before, after
-    peaks = [peak_mib(lambda loss=loss: gradients(loss, pair.inputs), device) for loss in (pair.before, pair.after)]
+    peaks = [peak_mib(partial(gradients, loss, pair.inputs), device) for loss in (pair.before, pair.after)]
     times = [[seconds(loss, pair.inputs, device) * 1e3 for loss in (pair.before, pair.after)] for _ in range(repeats)]
     medians = [statistics.median(column) for column in zip(*times, strict=True)]
     return Row(pair.name, difference, *medians, *peaks)

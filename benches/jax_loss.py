@@ -10,7 +10,7 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,19 +75,21 @@ def main() -> None:
         arguments.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def measure(shape: tuple[int, ...], dtype: Any, rounds: int) -> list[dict[str, Any]]:
+def measure(shape: Sequence[int], dtype: Any, rounds: int) -> list[dict[str, Any]]:
     """Print and return a line for each provider."""
-    inputs = make_inputs(*shape, dtype)
+    rows, columns, width = shape
+    inputs = make_inputs(rows, columns, width, dtype)
     expected = exact_gradients(*map(np.asarray, inputs))
     programs, lines = {}, {}
     for name, loss in PROVIDERS.items():
         started = time.perf_counter()
         programs[name] = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(*inputs).compile()
+        needs: Any = programs[name].memory_analysis()
         lines[name] = {
             "shape": "x".join(map(str, shape)),
             "provider": name,
             "compile_seconds": round(time.perf_counter() - started, 2),
-            "temp_mib": round(programs[name].memory_analysis().temp_size_in_bytes / 2**20, 1),
+            "temp_mib": round(needs.temp_size_in_bytes / 2**20, 1),
             "gradient_error": float(f"{error(programs[name](*inputs), expected):.2g}"),
         }
     right = [name for name, line in lines.items() if line["gradient_error"] < WRONG]

@@ -29,7 +29,8 @@ def write_model(name: str, data: Path, directory: Path) -> str:
         What was written, in words: without MiniLM's package it is the other model.
     """
     package = find_spec(MINILM)
-    minilm = Path(package.submodule_search_locations[0]) / "model" if package else None
+    folders = package.submodule_search_locations if package else None
+    minilm = Path(folders[0]) / "model" if folders else None
     described, source = name, Path(name)
     if name == "minilm" and minilm:
         source = minilm

@@ -9,7 +9,7 @@ import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -69,7 +69,7 @@ class Providers:
             self._makers["sentence-transformers"] = lambda: self._sentence_transformers(None)
             for budget in token_budgets:
                 name = f"sentence-transformers {budget} tokens"
-                self._makers[name] = lambda budget=budget: self._sentence_transformers(budget)
+                self._makers[name] = partial(self._sentence_transformers, budget)
 
     @property
     def names(self) -> list[str]:
