@@ -8,7 +8,8 @@ collated beforehand. First every provider's gradients of a small batch, without 
 plain float32 autograd: one that is wrong shows its error and no speed. Then the providers take turns in one process;
 "x" is the median over the turns of how many times faster than sentence-transformers' cached loss with its defaults a
 provider was. "padding" is the share of padding in what the encoder ran on. The peak is what two steps add to a process
-of their own, which holds the model, its gradients and the batch already; ``--repeats 0`` measures nothing else.
+of their own, which holds the model, its gradients and the batch already; ``--repeats 0`` measures nothing else, ``--no-memory`` leaves
+it out.
 Batches beyond ``--uncached_batch`` are not given to providers that keep the activations of the whole batch.
 """
 
@@ -193,7 +194,7 @@ def compare(arguments: argparse.Namespace, prepared: Path, rows_file: Path) -> l
         if arguments.repeats:
             examples = examples_of(arguments, prepared, rows_file, batch)
             measure_times(chosen, examples, rows, arguments.repeats)
-        for name in chosen:
+        for name in chosen if arguments.memory else ():
             rows[name].peak_mib = peak_in_own_process(name, batch, prepared)
         print(f"batch {batch}" + ("" if fits else ", not run without a cache: more than --uncached_batch"))
         print("\n".join(map(show, rows.values())), flush=True)
@@ -240,7 +241,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--q_max_len", type=int, default=32)
     parser.add_argument("--p_max_len", type=int, default=128)
     parser.add_argument("--flags", default="", help='of fastdense.train, for its cached step: "--gc_p_chunk_size 64"')
-    parser.add_argument("--st_tokens", type=int, nargs="*", default=[1024, 4096, 16384],
+    parser.add_argument("--st_tokens", type=int, nargs="*", default=[1024, 4096],
                         help="values of sentence-transformers' mini_batch_num_tokens to try")  # fmt: skip
     parser.add_argument("--uncached_batch", type=int, default=256, help="most queries at once without a cache")
     parser.add_argument("--check_batch", type=int, default=32, help="queries whose gradients are compared")
@@ -248,6 +249,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--memory", action=argparse.BooleanOptionalAction, default=True, help="measure peaks, too")
     parser.add_argument("--only", action="append", default=[], help="providers whose name contains this; repeatable")
     parser.add_argument("--data", type=Path, default=ROOT / "build" / "train-step-data",
                         help="directory of the built-in data set, made if it is not there")  # fmt: skip

@@ -259,8 +259,8 @@ class ContrastiveArguments:
     gc_tokens_per_chunk: str = field(
         default=AUTO,
         metadata=_flag(
-            "Most padded tokens in a chunk of --grad_cache, queries and passages together (default: auto, 4096, which "
-            "is v1's 32 passages of 128 tokens; on a GPU as many for every 20 GiB of its memory, up to 16384)."
+            "Most padded tokens in a chunk of --grad_cache, queries and passages together (default: auto, 1024 on a "
+            "CPU; on a GPU 4096, v1's 32 passages of 128 tokens, for every 20 GiB of its memory, up to 16384)."
         ),
     )
     gc_keep_graph_gib: str = field(

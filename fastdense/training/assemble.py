@@ -31,6 +31,7 @@ from fastdense.training.objective import make_filter, make_prefixes
 from fastdense.training.step import CacheSettings, ContrastiveStep
 
 _TOKENS_PER_CHUNK = 4096  # v1's default chunk: 32 passages of 128 tokens
+_TOKENS_PER_CHUNK_ON_A_CPU = 1024  # a layer's activations stay in the caches, and a chunk's lengths differ little
 _MEMORY_A_CHUNK = 20 * 2**30
 
 
@@ -188,5 +189,7 @@ def _cache_settings(contrastive: ContrastiveArguments, device_type: str) -> Cach
 
 def _tokens_per_chunk(device_type: str) -> int:
     """Enough for a CPU's matrix products; a GPU needs more of them to be busy, if it has the memory."""
-    memory = 0 if device_type == "cpu" else available_bytes(device_type) or 0
+    if device_type == "cpu":
+        return _TOKENS_PER_CHUNK_ON_A_CPU
+    memory = available_bytes(device_type) or 0
     return _TOKENS_PER_CHUNK * min(4, max(1, memory // _MEMORY_A_CHUNK))
