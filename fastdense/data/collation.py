@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from fastdense.data.tokenization import SpecialTokens
@@ -21,6 +22,8 @@ class Collator:
       the order of their queries, positive first
     - ``target``: int64 [N], the row of each query's positive among the passages
     - ``passage_id``: int64 [M], equal for equal passages
+    - ``teacher_score``, if the examples carry scores: float32 [N, most passages of an example], those of each query's
+      passages in their order, -inf where a query has fewer
 
     M is N times ``train_n_passages`` unless rows lack negatives. With ``pad_to_multiple_of`` lengths are rounded up to
     a multiple of it.
@@ -44,12 +47,16 @@ class Collator:
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
         counts = torch.tensor([len(example.passages) for example in examples])
-        return {
+        batch = {
             "query": self._pad([example.query for example in examples], self.q_max_len),
             "passage": self._pad([ids for example in examples for ids in example.passages], self.p_max_len),
             "target": counts.cumsum(0) - counts,
             "passage_id": torch.tensor([number for example in examples for number in example.identities]),
         }
+        scores = [torch.tensor(example.scores) for example in examples if example.scores is not None]
+        if scores:
+            batch["teacher_score"] = pad_sequence(scores, batch_first=True, padding_value=-torch.inf)
+        return batch
 
     def _pad(self, sequences: list[list[int]], max_length: int) -> dict[str, Tensor]:
         framed = [self.special_tokens.frame(ids, max_length) for ids in sequences]

@@ -8,6 +8,9 @@ The format is detected from the fields a row has:
 - flat: one of ``anchor``/``query``/``question``, then ``positive`` (or else ``answer``), and any of ``negative``,
   ``negative_1`` ...
 
+A passage may carry a teacher's score: ``score`` beside its text in Tevatron rows, ``pos_scores`` and ``neg_scores``,
+lists of numbers, in FlagEmbedding rows. Whatever is no finite number counts as absent.
+
 An optional field that is null counts as absent (columns of a table cannot be left out); other fields are ignored.
 """
 
@@ -20,6 +23,7 @@ from typing import Any
 ANCHOR_FIELDS = ("anchor", "query", "question")
 NEGATIVE_FIELD = re.compile(r"negative_?(\d*)")
 LARGEST_TOKEN_ID = 2**31 - 1
+LARGEST_SCORE = 3e38  # of float32
 
 
 class RowError(ValueError):
@@ -51,12 +55,13 @@ NEGATIVES_FIELDS = {
 
 @dataclass
 class Passage:
-    """A text, with a title and an id where the row has them, or token ids."""
+    """A text, with a title and an id where the row has them, or token ids; and a teacher's score, if there is one."""
 
     text: str | None = None
     title: str | None = None
     docid: str | None = None
     ids: list[int] | None = None
+    score: float | None = None
 
 
 @dataclass
@@ -120,9 +125,22 @@ def _flag_embedding(row: dict[str, Any]) -> Row:
     return Row(
         query=_text(row.get("query"), "query"),
         query_ids=None,
-        positives=_passages(row, "pos", _text_passage, required=True),
-        negatives=_passages(row, "neg", _text_passage),
+        positives=_scored(_passages(row, "pos", _text_passage, required=True), row.get("pos_scores")),
+        negatives=_scored(_passages(row, "neg", _text_passage), row.get("neg_scores")),
     )
+
+
+def _scored(passages: list[Passage], scores: Any) -> list[Passage]:
+    """The passages with the scores that stand beside them, unless these are not one for each."""
+    if isinstance(scores, list) and len(scores) == len(passages):
+        for passage, score in zip(passages, scores, strict=True):
+            passage.score = _score(score)
+    return passages
+
+
+def _score(value: Any) -> float | None:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if is_number and abs(value) <= LARGEST_SCORE else None
 
 
 def _flat(row: dict[str, Any]) -> Row:
@@ -187,6 +205,7 @@ def _tevatron_passage(value: Any, where: str) -> Passage:
         text=_text(value.get("text"), f"{where}.text"),
         title=None if title is None else _text(title, f"{where}.title"),
         docid=None if docid is None else _text(str(docid), f"{where}.docid"),
+        score=_score(value.get("score")),
     )
 
 

@@ -24,6 +24,8 @@ TOKENIZED_ROWS = pa.schema(
         ("negatives", pa.list_(pa.list_(pa.int32()))),
         ("positive_ids", pa.list_(pa.int64())),
         ("negative_ids", pa.list_(pa.int64())),
+        ("positive_scores", pa.list_(pa.float32())),
+        ("negative_scores", pa.list_(pa.float32())),
         ("origin", pa.string()),
     ]
 )
@@ -167,6 +169,7 @@ class RowTokenizer:
             lengths = [len(row) for row in batch[name]]
             columns[name] = _split(tokenized, lengths)
             columns[f"{name[:-1]}_ids"] = _split(identities, lengths)
+            columns[f"{name[:-1]}_scores"] = _split([passage["score"] for passage in passages], lengths)
         self._check(columns)
         return columns
 

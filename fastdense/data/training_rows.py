@@ -18,11 +18,17 @@ from fastdense.data.tokenization import TextRules, tokenize_rows
 from fastdense.errors import UserError
 from fastdense.files import atomic_file
 
-FORMAT_VERSION = 1  # of the cached files; another version is not read
+FORMAT_VERSION = 2  # of the cached files; another version is not read
 ROWS_PER_BATCH = 256
 
 _PASSAGE = pa.struct(
-    [("text", pa.string()), ("title", pa.string()), ("docid", pa.string()), ("ids", pa.list_(pa.int32()))]
+    [
+        ("text", pa.string()),
+        ("title", pa.string()),
+        ("docid", pa.string()),
+        ("ids", pa.list_(pa.int32())),
+        ("score", pa.float32()),
+    ]
 )
 CHECKED_ROWS = pa.schema(
     [
@@ -57,7 +63,8 @@ def load_training_rows(
     Returns one row per training row, memory-mapped, with ids WITHOUT special tokens, cut to ``q_max_len`` /
     ``p_max_len``: ``query`` list[int32], ``positives`` and ``negatives`` list[list[int32]], ``positive_ids`` and
     ``negative_ids`` list[int64] (identities of passages: equal for equal docids or, without a docid, for equal token
-    ids), ``origin`` string (file and line, for messages).
+    ids), ``positive_scores`` and ``negative_scores`` list[float32] (a teacher's, null where the row has none),
+    ``origin`` string (file and line, for messages).
 
     Both the checked and the tokenized rows are cached below ``cache_dir`` (by default the ``datasets`` cache), by the
     files' paths, sizes and times and by the settings: a second start reads and tokenizes nothing. Raises

@@ -1,6 +1,7 @@
 """What one row trains on in one epoch."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -25,6 +26,8 @@ class Example:
     passages: list[list[int]]
     identities: list[int]
     """A signed 64-bit number for each passage; equal passages have equal numbers."""
+    scores: list[float] | None = None
+    """A teacher's score of each passage, where it is asked for."""
 
 
 class TrainingSet(Dataset[Example]):
@@ -39,6 +42,8 @@ class TrainingSet(Dataset[Example]):
       without negatives then trains as it is, and a few such rows among many do no harm. A warning counts them, so that
       negatives lost to a misspelt field do not stay unnoticed.
     - ``"error"``: :class:`UserError` naming the first such row and saying how to choose.
+
+    With ``teacher_scores`` examples carry the rows' scores; :class:`UserError` names the first row that lacks one.
     """
 
     def __init__(
@@ -50,6 +55,7 @@ class TrainingSet(Dataset[Example]):
         positive_no_shuffle: bool = False,
         negative_no_shuffle: bool = False,
         missing_negatives: Literal["in_batch", "error"] = "in_batch",
+        teacher_scores: bool = False,
     ) -> None:
         if n_passages < 1:
             raise UserError(f"--train_n_passages is {n_passages}, at least 1 (the positive) is expected")
@@ -60,8 +66,11 @@ class TrainingSet(Dataset[Example]):
         self._shuffle_negatives = not negative_no_shuffle
         # In shared memory, so that worker processes of a data loader, persistent ones too, see every new epoch.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self._teacher_scores = teacher_scores
         if self._n_negatives:
             self._check_negatives(missing_negatives)
+        if teacher_scores:
+            self._check_scores()
 
     @cached_property
     def _columns(self) -> dict[str, pa.ChunkedArray]:
@@ -89,6 +98,24 @@ class TrainingSet(Dataset[Example]):
             len(self),
         )
 
+    def _check_scores(self) -> None:
+        if not self._n_negatives:
+            raise UserError(
+                "--distil_temperature compares the passages of a query, of which --train_n_passages 1 leaves one: "
+                "raise it, or leave --distil_temperature out"
+            )
+        for side in ("positive", "negative"):
+            scores = self._columns[f"{side}_scores"]
+            without = pc.indices_nonzero(pc.is_null(pc.list_flatten(scores)))
+            if len(without):
+                row = pc.list_parent_indices(scores)[without[0].as_py()].as_py()
+                number = scores[row].as_py().index(None) + 1
+                raise UserError(
+                    f"{self._columns['origin'][row].as_py()}: {side} passage {number} has no teacher score for "
+                    "--distil_temperature; every passage needs a finite number: score beside its text in Tevatron "
+                    "rows, or a place in pos_scores and neg_scores of FlagEmbedding rows"
+                )
+
     @property
     def n_passages(self) -> int:
         """Most passages of an example."""
@@ -111,7 +138,12 @@ class TrainingSet(Dataset[Example]):
             query=_ids(self._columns["query"][index]),
             passages=[_ids(positives[positive]), *(_ids(negatives[i]) for i in chosen)],
             identities=[self._values("positive_ids", index)[positive].as_py(), *(numbers[i].as_py() for i in chosen)],
+            scores=self._scores(index, positive, chosen) if self._teacher_scores else None,
         )
+
+    def _scores(self, index: int, positive: int, negatives: Sequence[int]) -> list[float]:
+        scores = self._values("negative_scores", index)
+        return [self._values("positive_scores", index)[positive].as_py(), *(scores[i].as_py() for i in negatives)]
 
     def _values(self, column: str, index: int) -> pa.Array:
         return self._columns[column][index].values

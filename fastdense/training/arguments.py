@@ -242,6 +242,16 @@ class ContrastiveArguments:
     false_negative_relative_margin: float | None = field(
         default=None, metadata=_flag("The same with a margin that is this share of the positive's score.")
     )
+    distil_temperature: float | None = field(
+        default=None,
+        metadata=_flag(
+            "Learn from a teacher's scores in the rows, too: to the loss comes the divergence (KL) of the softmax over "
+            "a query's own passages from the teacher's, whose scores are divided by this."
+        ),
+    )
+    distil_weight: float = field(
+        default=1.0, metadata=_flag("What the divergence of --distil_temperature counts beside the contrastive loss.")
+    )
     grad_cache: bool = field(
         default=False, metadata=_flag("Gradient caching: batches of any size in the memory of one chunk.")
     )

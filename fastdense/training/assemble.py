@@ -27,7 +27,7 @@ from fastdense.training.arguments import (
 )
 from fastdense.training.distinct import DescribingCollator
 from fastdense.training.evaluation import text_tokenizers
-from fastdense.training.objective import make_filter, make_prefixes
+from fastdense.training.objective import make_distillation, make_filter, make_prefixes
 from fastdense.training.step import CacheSettings, ContrastiveStep
 
 _TOKENS_PER_CHUNK = 4096  # v1's default chunk: 32 passages of 128 tokens
@@ -82,6 +82,7 @@ def check_lora(model: ModelArguments, args: RetrieverTrainingArguments) -> None:
 def load_training_set(
     data: DataArguments,
     model: ModelArguments,
+    contrastive: ContrastiveArguments,
     args: RetrieverTrainingArguments,
     tokenizer: Any,
     settings: RetrieverSettings,
@@ -89,7 +90,10 @@ def load_training_set(
     """The rows as examples, and the collator that makes batches of them. One process tokenizes, the others wait."""
     collator = DescribingCollator(tokenizer, q_max_len=data.q_max_len, p_max_len=data.p_max_len)
     with args.main_process_first(desc="tokenizing the training rows"):
-        sets = [_load_source(number, data, model, args, tokenizer, settings) for number in range(data.n_sources)]
+        sets = [
+            _load_source(number, data, model, contrastive, args, tokenizer, settings)
+            for number in range(data.n_sources)
+        ]
     rows = [len(each) for each in sets]
     _check_rows(sum(rows), data, args)
     if len(sets) == 1:
@@ -102,6 +106,7 @@ def _load_source(
     number: int,
     data: DataArguments,
     model: ModelArguments,
+    contrastive: ContrastiveArguments,
     args: RetrieverTrainingArguments,
     tokenizer: Any,
     settings: RetrieverSettings,
@@ -126,6 +131,7 @@ def _load_source(
         positive_no_shuffle=data.positive_passage_no_shuffle,
         negative_no_shuffle=data.negative_passage_no_shuffle,
         missing_negatives=data.missing_negatives,
+        teacher_scores=contrastive.distil_temperature is not None,
     )
 
 
@@ -168,6 +174,7 @@ def make_step(contrastive: ContrastiveArguments, args: RetrieverTrainingArgument
         mask_duplicates=contrastive.mask_duplicates,
         prefixes=make_prefixes(contrastive),
         false_negatives=make_filter(contrastive),
+        distillation=make_distillation(contrastive),
         cache=_cache_settings(contrastive, args.device.type) if contrastive.grad_cache else None,
         negatives_x_device=contrastive.negatives_x_device,
     )

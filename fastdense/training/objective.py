@@ -8,7 +8,7 @@ from fastdense.errors import UserError
 from fastdense.loss.false_negatives import FalseNegativeFilter
 from fastdense.loss.prefix_walk import check_dims
 from fastdense.modeling.settings import RetrieverSettings
-from fastdense.training.step import Prefixes
+from fastdense.training.step import Distillation, Prefixes
 
 if TYPE_CHECKING:
     from fastdense.training.arguments import ContrastiveArguments
@@ -19,6 +19,7 @@ OBJECTIVE_FLAGS = (
     "matryoshka_weights",
     "false_negative_margin",
     "false_negative_relative_margin",
+    "distil_temperature",
 )
 
 
@@ -36,6 +37,12 @@ def check_objective(flags: "ContrastiveArguments") -> None:
         value = getattr(flags, name)
         if value is not None and not math.isfinite(value):
             raise UserError(f"--{name} must be a finite number, not {value}")
+    if flags.distil_temperature is None and flags.distil_weight != 1:
+        raise UserError("--distil_weight is for --distil_temperature: pass that, too, or leave it out")
+    for name in ("distil_temperature", "distil_weight"):
+        value = getattr(flags, name)
+        if value is not None and not 0 < value < math.inf:
+            raise UserError(f"--{name} must be a positive number, not {value}")
 
 
 def make_prefixes(flags: "ContrastiveArguments") -> Prefixes | None:
@@ -49,6 +56,11 @@ def make_filter(flags: "ContrastiveArguments") -> FalseNegativeFilter | None:
     """What the margins of false negatives ask for."""
     absolute, relative = flags.false_negative_margin, flags.false_negative_relative_margin
     return None if absolute is None and relative is None else FalseNegativeFilter(absolute, relative)
+
+
+def make_distillation(flags: "ContrastiveArguments") -> Distillation | None:
+    """What ``--distil_temperature`` asks for."""
+    return None if flags.distil_temperature is None else Distillation(flags.distil_temperature, flags.distil_weight)
 
 
 def with_prefixes(flags: "ContrastiveArguments", settings: RetrieverSettings, dimension: int) -> RetrieverSettings:

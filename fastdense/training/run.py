@@ -60,7 +60,7 @@ def train(
     retriever, tokenizer, settings = load_model(model, data)
     settings = with_prefixes(contrastive, settings, retriever.query_encoder.dimension)
     held_out = load_held_out(args, tokenizer, settings)
-    rows, collator = load_training_set(data, model, args, tokenizer, settings)
+    rows, collator = load_training_set(data, model, contrastive, args, tokenizer, settings)
     trainer = trainer_class(
         retriever,
         args,
@@ -97,6 +97,6 @@ def _print_plan(
     step = make_step(contrastive, args)
     retriever, tokenizer, settings = load_model(model, data)
     settings = with_prefixes(contrastive, settings, retriever.query_encoder.dimension)
-    rows, collator = load_training_set(data, model, args, tokenizer, settings)
+    rows, collator = load_training_set(data, model, contrastive, args, tokenizer, settings)
     if args.process_index == 0:
         print(describe_run(retriever, args, step, rows, collator))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from fastdense.distributed import PassageExchange
 from fastdense.grad_cache import GraphBudget, attach_gradients, cached_forward
 from fastdense.loss import ContrastiveResult, contrastive_loss_and_grad
+from fastdense.loss.distillation import distillation_loss_and_grad
 from fastdense.loss.false_negatives import FalseNegativeFilter
 from fastdense.loss.prefix_walk import prefix_loss_and_grad
 from fastdense.modeling.encoder import Retriever
@@ -42,6 +43,14 @@ class Prefixes:
     weights: Sequence[float] | None = None
 
 
+@dataclass(frozen=True)
+class Distillation:
+    """How the scores of a teacher are learned from: what divides them, and what their divergence counts in the loss."""
+
+    temperature: float
+    weight: float = 1.0
+
+
 class StepResult(NamedTuple):
     """What a step tells the trainer."""
 
@@ -61,6 +70,15 @@ class _Encoded(NamedTuple):
     padded_tokens: int
 
 
+class _Scored(NamedTuple):
+    loss: Tensor
+    query_grad: Tensor
+    passage_grad: Tensor
+    correct: Tensor
+    share: float
+    """of this rank's queries in the mean over ranks, times their number: 1 where all ranks have as many"""
+
+
 @dataclass(frozen=True)
 class ContrastiveStep:
     """Turns a batch into a loss whose ``backward()`` reaches every parameter.
@@ -76,6 +94,7 @@ class ContrastiveStep:
         prefixes: the loss is the sum of theirs, of vectors scaled to length 1 where the model's are; None for the
             whole representations.
         false_negatives: which passages are too good to be a query's negatives; None to keep all.
+        distillation: learn from the batch's ``teacher_score``, too; None not to.
         cache: chunks of the gradient cache; None for the plain step.
         negatives_x_device: score this rank's queries against the passages of all ranks.
     """
@@ -85,6 +104,7 @@ class ContrastiveStep:
     mask_duplicates: bool = False
     prefixes: Prefixes | None = None
     false_negatives: FalseNegativeFilter | None = None
+    distillation: Distillation | None = None
     cache: CacheSettings | None = None
     negatives_x_device: bool = False
 
@@ -100,13 +120,15 @@ class ContrastiveStep:
         query, passage = (DistinctRows(batch[side], rows[side]) for side in SIDES)
         encoded = self._encode(model, query, passage)
         score = self._score_all_ranks if self.negatives_x_device else self._score
-        loss_and_grad = self._loss_and_grad(model)
+        prefixes = self._prefix_settings(model)
         vectors = query.with_copies(encoded.query.detach()), passage.with_copies(encoded.passage.detach())
-        loss, query_grad, passage_grad, correct = score(*vectors, batch, loss_and_grad)
-        gradients = query.summed(query_grad), passage.summed(passage_grad)
+        scored = score(*vectors, batch, self._loss_and_grad(prefixes))
+        if self.distillation is not None:
+            scored = self._taught(scored, self.distillation, *vectors, batch, prefixes)
+        gradients = query.summed(scored.query_grad), passage.summed(scored.passage_grad)
         return StepResult(
-            attach_gradients(loss, (encoded.query, encoded.passage), gradients),
-            correct.float().mean(),
+            attach_gradients(scored.loss, (encoded.query, encoded.passage), gradients),
+            scored.correct.float().mean(),
             sum(query.lengths) + sum(passage.lengths),
             encoded.padded_tokens,
         )
@@ -129,35 +151,55 @@ class ContrastiveStep:
         )
         return _Encoded(cached.query, cached.passage, cached.padded_tokens)
 
-    def _score(
-        self, query: Tensor, passage: Tensor, batch: Mapping[str, Any], loss_and_grad: LossAndGrad
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _score(self, query: Tensor, passage: Tensor, batch: Mapping[str, Any], loss_and_grad: LossAndGrad) -> _Scored:
         passage_id = batch["passage_id"] if self.mask_duplicates else None
         result = loss_and_grad(query, passage, batch["target"], passage_id=passage_id)
-        return result.loss, result.query_grad, result.passage_grad, result.correct
+        return _Scored(result.loss, result.query_grad, result.passage_grad, result.correct, 1.0)
 
     def _score_all_ranks(
         self, query: Tensor, passage: Tensor, batch: Mapping[str, Any], loss_and_grad: LossAndGrad
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    ) -> _Scored:
         exchange = PassageExchange(len(query), len(passage), query.device)
         passage_id = exchange.gather(batch["passage_id"]) if self.mask_duplicates else None
         target = batch["target"] + exchange.offset
         result = loss_and_grad(query, exchange.gather(passage), target, passage_id=passage_id)
-        share = exchange.loss_weight  # 1 where all ranks have as many queries
+        share = exchange.loss_weight
         passage_grad = exchange.return_gradients(result.passage_grad * share)
-        return result.loss * share, result.query_grad * share, passage_grad, result.correct
+        return _Scored(result.loss * share, result.query_grad * share, passage_grad, result.correct, share)
 
-    def _loss_and_grad(self, model: nn.Module) -> LossAndGrad:
+    def _taught(
+        self,
+        scored: _Scored,
+        distillation: Distillation,
+        query: Tensor,
+        passage: Tensor,
+        batch: Mapping[str, Any],
+        prefixes: dict[str, Any],
+    ) -> _Scored:
+        """Add the divergence from the teacher, which looks at each query's own passages: they are all on this rank."""
+        settings = {**prefixes, "scale": self.scale, "temperature": distillation.temperature}
+        result = distillation_loss_and_grad(query, passage, batch["target"], batch["teacher_score"], **settings)
+        weight = distillation.weight * scored.share
+        return scored._replace(
+            loss=scored.loss + weight * result.loss,
+            query_grad=scored.query_grad + weight * result.query_grad,
+            passage_grad=scored.passage_grad + weight * result.passage_grad,
+        )
+
+    def _prefix_settings(self, model: nn.Module) -> dict[str, Any]:
+        if self.prefixes is None:
+            return {}
+        return {
+            "dims": self.prefixes.dims,
+            "dim_weights": self.prefixes.weights,
+            "renormalize": _retriever(model).query_encoder.normalize,
+        }
+
+    def _loss_and_grad(self, prefixes: dict[str, Any]) -> LossAndGrad:
         settings: dict[str, Any] = {"scale": self.scale, "label_smoothing": self.label_smoothing}
-        if self.prefixes is None and self.false_negatives is None:
+        if not prefixes and self.false_negatives is None:
             return partial(contrastive_loss_and_grad, **settings)
-        if self.prefixes is not None:
-            settings |= {
-                "dims": self.prefixes.dims,
-                "dim_weights": self.prefixes.weights,
-                "renormalize": _retriever(model).query_encoder.normalize,
-            }
-        return partial(prefix_loss_and_grad, **settings, false_negatives=self.false_negatives)
+        return partial(prefix_loss_and_grad, **settings, **prefixes, false_negatives=self.false_negatives)
 
 
 def _retriever(model: nn.Module) -> Retriever:

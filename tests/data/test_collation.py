@@ -1,5 +1,6 @@
 """Batches: order, special tokens, padding and targets."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -41,6 +42,12 @@ def test_keys_and_types(tokenizer: Any) -> None:
     assert set(batch["query"]) == set(batch["passage"]) == {"input_ids", "attention_mask"}
     tensors = [*batch["query"].values(), *batch["passage"].values(), batch["target"], batch["passage_id"]]
     assert {tensor.dtype for tensor in tensors} == {torch.int64}
+
+
+def test_scores_of_fewer_passages_end_with_minus_infinity(tokenizer: Any) -> None:
+    scored = [replace(one, scores=[float(id_) for id_ in one.identities]) for one in (EXAMPLES[2], EXAMPLES[1])]
+    batch = Collator(tokenizer, q_max_len=8, p_max_len=8)(scored)
+    assert batch["teacher_score"].tolist() == [[4.0, 1.0, 6.0], [2.0**63, -torch.inf, -torch.inf]]
 
 
 def test_padded_to_the_longest_only(tokenizer: Any) -> None:

@@ -52,7 +52,24 @@ def test_strings_in_the_tokenized_format() -> None:
 
 def test_flag_embedding() -> None:
     row = parse({"query": "who", "pos": ["p", "q"], "neg": ["n"], "pos_scores": [1.0, 0.5], "prompt": "Represent"})
-    assert row == Row("who", None, [Passage("p"), Passage("q")], [Passage("n")])
+    assert row == Row("who", None, [Passage("p", score=1.0), Passage("q", score=0.5)], [Passage("n")])
+
+
+@pytest.mark.parametrize(
+    ("score", "expected"),
+    [(0.5, 0.5), (-3, -3.0), (None, None), ("high", None), (True, None), (float("nan"), None), (10**400, None)],
+)
+def test_a_teacher_s_score_is_a_finite_number_or_none(score: Any, expected: float | None) -> None:
+    tevatron = parse({"query": "who", "positive_passages": [{"text": "p", "score": score}]})
+    flag = parse({"query": "who", "pos": ["p"], "neg": ["n", "m"], "pos_scores": [score], "neg_scores": [1, score]})
+    assert tevatron.positives == flag.positives == [Passage("p", score=expected)]
+    assert flag.negatives == [Passage("n", score=1.0), Passage("m", score=expected)]
+
+
+def test_scores_that_do_not_match_the_passages_are_none() -> None:
+    row = parse({"query": "who", "pos": ["p", "q"], "pos_scores": [1.0], "neg": ["n"], "neg_scores": 3})
+    assert row.positives == [Passage("p"), Passage("q")]
+    assert row.negatives == [Passage("n")]
 
 
 @pytest.mark.parametrize(

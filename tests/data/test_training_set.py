@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from fastdense.data.tokenization import passage_identity
 from fastdense.data.training_set import Example, TrainingSet
 from fastdense.errors import UserError
 
@@ -148,3 +149,50 @@ def test_no_passages(rows: datasets.Dataset) -> None:
 def test_the_epoch_is_shared_memory(rows: datasets.Dataset) -> None:
     shared = [value for value in vars(TrainingSet(rows, 2, seed=0)).values() if isinstance(value, torch.Tensor)]
     assert [tensor.is_shared() for tensor in shared] == [True]
+
+
+def test_scores_go_with_the_passages(load: Callable[..., datasets.Dataset], tmp_path: Path, write_jsonl: Any) -> None:
+    examples = TrainingSet(load(write_jsonl(tmp_path / "rows.jsonl", [_scored(i) for i in range(N_ROWS)])), 3, seed=1)
+    taught = TrainingSet(examples._rows, 3, seed=1, teacher_scores=True)
+    scores = {passage_identity(f"{kind}{j}", []): 0.5 * j - (kind == "n") for kind in "pn" for j in range(5)}
+    for epoch in range(3):
+        examples.set_epoch(epoch)
+        taught.set_epoch(epoch)
+        for i in range(N_ROWS):
+            assert taught[i].passages == examples[i].passages
+            assert taught[i].scores == [scores[number] for number in taught[i].identities]
+    assert examples[0].scores is None
+
+
+def _scored(i: int) -> dict[str, Any]:
+    positives, negatives = (
+        [{"text": f"castle {j}", "docid": f"{kind}{j}", "score": 0.5 * j - (kind == "n")} for j in range(n)]
+        for kind, n in (("p", 1 + i % 3), ("n", 4 + i % 2))
+    )
+    return {"query": "castle", "positive_passages": positives, "negative_passages": negatives}
+
+
+@pytest.mark.parametrize(
+    ("row", "place"),
+    [
+        ({"pos": ["castle"], "neg": ["eagle"]}, "positive passage 1"),
+        ({"pos": ["castle", "stone"], "pos_scores": [1, None]}, "positive passage 2"),
+        (
+            {"pos": ["castle"], "neg": ["eagle", "stone"], "pos_scores": [1], "neg_scores": [1, "x"]},
+            "negative passage 2",
+        ),
+    ],
+)
+def test_a_row_without_a_teacher_s_score_is_named(
+    load: Any, tmp_path: Path, write_jsonl: Any, row: dict[str, Any], place: str
+) -> None:
+    whole = {"query": "who", "pos": ["castle", "stone"], "neg": ["eagle"], "pos_scores": [1, 2], "neg_scores": [0]}
+    rows = load(write_jsonl(tmp_path / "rows.jsonl", [*[whole] * 300, {"query": "who", **row}]))  # several batches
+    TrainingSet(rows, 2, seed=0)
+    with pytest.raises(UserError, match=rf"rows\.jsonl, line 301: {place} has no teacher score for --distil_temp"):
+        TrainingSet(rows, 2, seed=0, teacher_scores=True)
+
+
+def test_one_passage_has_nothing_to_be_compared_with(rows: datasets.Dataset) -> None:
+    with pytest.raises(UserError, match="--distil_temperature compares the passages .* --train_n_passages 1"):
+        TrainingSet(rows, 1, seed=0, teacher_scores=True)

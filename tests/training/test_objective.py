@@ -10,13 +10,15 @@ from fastdense.loss.false_negatives import FalseNegativeFilter
 from fastdense.modeling.load import load_retriever
 from fastdense.modeling.settings import read_settings
 from fastdense.training import step as step_module
-from fastdense.training.step import CacheSettings, ContrastiveStep, Prefixes
+from fastdense.training.step import CacheSettings, ContrastiveStep, Distillation, Prefixes
 from tests.training.test_step import make_batch, make_retriever, run
 
 DIMS, WEIGHTS = (16, 8, 4), (1.0, 0.5, 2.0)
+TEACHER = Distillation(temperature=1.5, weight=3.0)
+SCORES = 2 * torch.randn(6, 3, generator=torch.Generator().manual_seed(8))
 
 
-def by_autograd(retriever, batch, *, scale, prefixes=None, margin=None):
+def by_autograd(retriever, batch, *, scale, prefixes=None, margin=None, distillation=None):
     """The plain form: [N, M] matrices, and autograd through everything."""
     retriever.zero_grad()
     query, passage = retriever(query=batch["query"], passage=batch["passage"])
@@ -29,6 +31,11 @@ def by_autograd(retriever, batch, *, scale, prefixes=None, margin=None):
             own = F.one_hot(batch["target"], len(p)).bool()
             similarity = similarity.masked_fill((similarity > similarity[own][:, None] - margin) & ~own, -torch.inf)
         loss = loss + weight * F.cross_entropy(scale * similarity, batch["target"])
+        if distillation is not None:
+            wanted = (batch["teacher_score"] / distillation.temperature).softmax(1)
+            own = torch.stack([similarity[i, 3 * i : 3 * i + 3] for i in range(len(q))])
+            divergence = F.kl_div((scale * own).log_softmax(1), wanted, reduction="batchmean")
+            loss = loss + weight * distillation.weight * divergence
     loss.backward()
     gradients = {name: p.grad.clone() for name, p in retriever.named_parameters() if p.grad is not None}
     return {"loss": loss.detach(), **gradients}
@@ -50,15 +57,18 @@ def assert_near(actual, expected):
         {"prefixes": Prefixes(DIMS, WEIGHTS)},
         {"false_negatives": FalseNegativeFilter(absolute=-0.01)},
         {"prefixes": Prefixes(DIMS, WEIGHTS), "false_negatives": FalseNegativeFilter(absolute=-0.01)},
+        {"distillation": TEACHER},
+        {"prefixes": Prefixes(DIMS, WEIGHTS), "distillation": TEACHER},
     ],
-    ids=["prefixes", "filter", "both"],
+    ids=["prefixes", "filter", "both", "teacher", "taught-prefixes"],
 )
 def test_a_step_is_autograd_through_the_plain_form(cache, normalize, options):
-    retriever, batch = make_retriever(), make_batch(copies=True)
+    retriever, batch = make_retriever(), {**make_batch(copies=True), "teacher_score": SCORES}
     for encoder in (retriever.query_encoder, retriever.passage_encoder):
         encoder.normalize = normalize
     margin = options["false_negatives"].absolute if "false_negatives" in options else None
-    expected = by_autograd(retriever, batch, scale=5.0, prefixes=options.get("prefixes"), margin=margin)
+    plain = {name: options.get(name) for name in ("prefixes", "distillation")}
+    expected = by_autograd(retriever, batch, scale=5.0, margin=margin, **plain)
     actual = run(ContrastiveStep(5.0, **options, cache=cache), retriever, batch)
     assert_near(actual, expected)
 
@@ -68,7 +78,8 @@ def part_of(batch, rank):
     queries, passages = slice(3 * rank, 3 * rank + 3), slice(9 * rank, 9 * rank + 9)
     cut = {side: {name: x[rows] for name, x in batch[side].items()} for side, rows in (("query", queries),)}
     cut["passage"] = {name: x[passages] for name, x in batch["passage"].items()}
-    return {**cut, "target": torch.arange(0, 9, 3), "passage_id": batch["passage_id"][passages]}
+    others = {"passage_id": batch["passage_id"][passages], "teacher_score": batch["teacher_score"][queries]}
+    return {**cut, **others, "target": torch.arange(0, 9, 3)}
 
 
 class TwoRanks:
@@ -91,8 +102,9 @@ class TwoRanks:
 
 def test_ranks_divide_the_global_batch(monkeypatch):
     """Two ranks' means, and the passages' gradients summed over them, are those of one process."""
-    retriever, batch = make_retriever(), make_batch(copies=False)
-    options = {"prefixes": Prefixes(DIMS, WEIGHTS), "false_negatives": FalseNegativeFilter(absolute=-0.01)}
+    retriever, batch = make_retriever(), {**make_batch(copies=False), "teacher_score": SCORES}
+    filtered = {"prefixes": Prefixes(DIMS, WEIGHTS), "false_negatives": FalseNegativeFilter(absolute=-0.01)}
+    options = {**filtered, "distillation": TEACHER}
     seen = []
     monkeypatch.setattr(step_module, "attach_gradients", lambda loss, _, gradients: seen.append(gradients) or loss)
     whole = ContrastiveStep(5.0, **options)(retriever, batch)
@@ -104,7 +116,32 @@ def test_ranks_divide_the_global_batch(monkeypatch):
         losses.append(shared(retriever, part_of(batch, rank)).loss)
     torch.testing.assert_close(sum(losses) / 2, whole.loss)
     torch.testing.assert_close(torch.cat([query for query, _ in seen]) / 2, query_grad)
-    torch.testing.assert_close(exchange.returned / 2, passage_grad)
+    own = torch.cat([passage for _, passage in seen])  # what the exchange did not return: the teacher's part
+    torch.testing.assert_close((exchange.returned + own) / 2, passage_grad)
+
+
+def scored(rows):
+    for number, row in enumerate(rows):
+        for side in ("positive_passages", "negative_passages"):
+            for place, passage in enumerate(row[side]):
+                passage["score"] = (number + place) % 5 - 0.5
+    return rows
+
+
+def test_a_run_learns_from_the_scores_in_its_rows(train_tiny, tiny_rows, write_jsonl, tmp_path, monkeypatch):
+    rows, seen = write_jsonl(tmp_path / "scored.jsonl", scored(tiny_rows)), []
+    original = step_module.distillation_loss_and_grad
+
+    def noting(*args, **settings):
+        seen.append((args[3], settings))
+        return original(*args, **settings)
+
+    monkeypatch.setattr(step_module, "distillation_loss_and_grad", noting)
+    flags = f"--train_dir {rows} --distil_temperature 2 --distil_weight 3 --temperature 0.1 --max_steps 2 --grad_cache"
+    train_tiny(*flags.split())
+    assert [(*scores.shape,) for scores, _ in seen] == [(8, 3)] * 2
+    assert seen[0][1] == {"scale": 10.0, "temperature": 2.0}
+    assert {float(score) for scores, _ in seen for score in scores.flatten()} <= {-0.5, 0.5, 1.5, 2.5, 3.5}
 
 
 def test_a_run_says_which_dimensions_it_trained(train_tiny):
