@@ -8,8 +8,8 @@ collated beforehand. First every provider's gradients of a small batch, without 
 plain float32 autograd: one that is wrong shows its error and no speed. Then the providers take turns in one process;
 "x" is the median over the turns of how many times faster than sentence-transformers' cached loss with its defaults a
 provider was. "padding" is the share of padding in what the encoder ran on. The peak is what two steps add to a process
-of their own, which holds the model, its gradients and the batch already; ``--repeats 0`` measures nothing else, ``--no-memory`` leaves
-it out.
+of their own, which holds the model, its gradients and the batch already; ``--repeats 0`` measures nothing else,
+``--no-memory`` leaves it out.
 Batches beyond ``--uncached_batch`` are not given to providers that keep the activations of the whole batch.
 """
 
