@@ -86,6 +86,11 @@ FLAGS = [
     ("train --train_weights 1 2", "--train_weights has 2 values for 1 --train_dir"),
     ("train --train_dir a b --train_weights 1 0", "--train_weights must be positive numbers, not 0.0"),
     ("train --train_dir a b --source_query_prefix q", "--source_query_prefix has 1 values for 2 --train_dir"),
+    (
+        "train --train_dir {rows} {bad}/token_ids.jsonl --source_query_prefix '' 'q: '",
+        "token_ids.jsonl, line 1: the query prefix 'q: ' cannot be put before token ids",
+        "--source_query_prefix",
+    ),
     ("train --train_dir {rows} {bad}/none", "none: there is no such file or directory"),
     ("train --train_dir {rows} {bad}/malformed.jsonl", "malformed.jsonl, line 3: not JSON"),
     ("train --q_max_len 2", "--q_max_len is 2", "special tokens", "at least 3"),

@@ -68,6 +68,7 @@ def make_rows(directory: Path) -> None:
     _write(directory / "plain.jsonl.gz", _lines(GOOD_ROW))
     _write(directory / "broken.parquet", b"PAR1" + bytes(99))
     _write(directory / "token_strings.jsonl", _lines({"query": [1], "positives": [["a"]]}))
+    _write(directory / "token_ids.jsonl", _lines(*[{"query": [5], "positives": [[6]], "negatives": [[7]]}] * 8))
     _write(directory / "foreign_tokens.jsonl", _lines({"query": [1], "positives": [[10**6]]}))
     _write(directory / "deep.jsonl", "[" * 99999)
     _write(directory / "good.jsonl", _lines(*[_with(query=f"amber {i}") for i in range(12)]))

@@ -157,13 +157,15 @@ class RowTokenizer:
 
     def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
         queries = [{"text": text, "ids": ids} for text, ids in zip(batch["query"], batch["query_ids"], strict=True)]
+        self._check_prefix("query", self.rules.query_prefix, batch["origin"], [[query] for query in queries])
         columns = {
             "origin": batch["origin"],
-            "query": self._tokenize(queries, self.rules.query_prefix, self.rules.q_max_len, "query_prefix"),
+            "query": self._tokenize(queries, self.rules.query_prefix, self.rules.q_max_len),
         }
         for name in ("positives", "negatives"):
+            self._check_prefix("passage", self.rules.passage_prefix, batch["origin"], batch[name])
             passages = [passage for row in batch[name] for passage in row]
-            tokenized = self._tokenize(passages, self.rules.passage_prefix, self.rules.p_max_len, "passage_prefix")
+            tokenized = self._tokenize(passages, self.rules.passage_prefix, self.rules.p_max_len)
             docids = [passage["docid"] for passage in passages]
             identities = [passage_identity(d, ids) for d, ids in zip(docids, tokenized, strict=True)]
             lengths = [len(row) for row in batch[name]]
@@ -173,11 +175,18 @@ class RowTokenizer:
         self._check(columns)
         return columns
 
-    def _tokenize(self, items: list[dict[str, Any]], prefix: str, max_length: int, flag: str) -> list[list[int]]:
+    def _check_prefix(self, side: str, prefix: str, origins: list[str], rows: list[list[dict[str, Any]]]) -> None:
+        """Raise :class:`UserError` for the first row that has token ids where ``prefix`` belongs."""
+        for origin, items in zip(origins, rows, strict=True):
+            if prefix and any(item["ids"] is not None for item in items):
+                raise UserError(
+                    f"{origin}: the {side} prefix {prefix!r} cannot be put before token ids: pass an empty one with "
+                    f"--{side}_prefix (of one of several sources: --source_{side}_prefix), or give the row as text"
+                )
+
+    def _tokenize(self, items: list[dict[str, Any]], prefix: str, max_length: int) -> list[list[int]]:
         """Token ids of queries or passages: their own, or those of their text behind ``prefix``."""
         texts = [self._text(item, prefix) for item in items if item["ids"] is None]
-        if prefix and len(texts) < len(items):
-            raise UserError(f"--{flag} cannot be put before token ids: leave it out, or give the rows as text")
         tokenized = iter(token_ids(self.tokenizer, texts))
         return [(next(tokenized) if item["ids"] is None else item["ids"])[:max_length] for item in items]
 

@@ -248,10 +248,18 @@ def test_ids_beyond_the_vocabulary(load_row: LoadRow, tokenizer: Any) -> None:
         load_row({"query": [5], "positives": [[5]], "negatives": [[5], [5, len(tokenizer)]]})
 
 
-@pytest.mark.parametrize("flag", ["query_prefix", "passage_prefix"])
-def test_a_prefix_cannot_be_put_before_ids(load_row: LoadRow, flag: str) -> None:
-    with pytest.raises(UserError, match=f"--{flag} cannot be put before token ids"):
-        load_row({"query": [5], "positives": [[5]]}, **{flag: "a "})
+@pytest.mark.parametrize("side", ["query", "passage"])
+@pytest.mark.parametrize("prefix", ["what is ", ""])
+def test_a_prefix_cannot_be_put_before_ids(load: Load, tmp_path: Path, write_jsonl: WriteJsonl, side: str, prefix: str):
+    texts = {"query": "who", "positives": ["castle"], "negatives": ["stone"]}
+    ids = {**texts, **({"query": [5]} if side == "query" else {"negatives": ["stone", [6]]})}
+    path = write_jsonl(tmp_path / "rows.jsonl", [texts, ids])
+    if not prefix:
+        load(path, **{f"{side}_prefix": prefix})
+        return
+    message = rf"rows\.jsonl, line 2: the {side} prefix 'what is ' cannot be put before .* --source_{side}_prefix"
+    with pytest.raises(UserError, match=message):
+        load(path, **{f"{side}_prefix": prefix})
 
 
 @pytest.mark.parametrize("flag", ["q_max_len", "p_max_len"])
