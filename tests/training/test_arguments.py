@@ -131,7 +131,7 @@ def test_what_cannot_work_is_refused(flags: str, message: str) -> None:
     ("flags", "rows", "tokens"),
     [
         ("", (None, None), 1024),
-        ("--gc_q_chunk_size 4 --gc_p_chunk_size 32", (4, 32), 4096),  # the same numbers count when they are given
+        ("--gc_q_chunk_size 4 --gc_p_chunk_size 32", (4, 32), 1024),  # the same numbers count when they are given
         ("--gc_p_chunk_size 16 --gc_tokens_per_chunk 500", (None, 16), 500),
         ("--gc_tokens_per_chunk auto --gc_keep_graph_gib auto", (None, None), 1024),
     ],
