@@ -4,10 +4,9 @@ import functools
 from collections.abc import Sequence
 
 from fastdense.command import run
-from fastdense.data.sources import find_source
 from fastdense.retrieval.arguments import EncodeArguments, EncoderArguments
 from fastdense.retrieval.encode import encode_texts
-from fastdense.retrieval.encode_files import encode_to_files
+from fastdense.retrieval.encode_files import encode_to_files, find_texts
 from fastdense.retrieval.loading import describe_encoder, load_encoder
 from fastdense.retrieval.output import check_writable
 from fastdense.training.parser import parse_arguments
@@ -26,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         functools.partial(
             encode_texts, encoder, tokenize, batch_size=model.per_device_eval_batch_size, precision=precision
         ),
-        find_source(data.encode_in_path, data.dataset_name, model.cache_dir),
+        find_texts(data, model.cache_dir),
         data,
         functools.partial(describe_encoder, encoder, tokenize, precision),
     )

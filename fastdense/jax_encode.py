@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 
 from fastdense.command import run
-from fastdense.data.sources import find_source
 from fastdense.jax.available import check_jax
 from fastdense.retrieval.arguments import EncodeArguments
-from fastdense.retrieval.encode_files import encode_to_files
+from fastdense.retrieval.encode_files import encode_to_files, find_texts
 from fastdense.retrieval.output import check_writable
 from fastdense.training.parser import parse_arguments
 
@@ -26,8 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     check_writable(data.encoded_save_path)
     encode, describe = load_jax_encoder(model, data)
-    source = find_source(data.encode_in_path, data.dataset_name, model.cache_dir)
-    encode_to_files(encode, source, data, describe)
+    encode_to_files(encode, find_texts(data, model.cache_dir), data, describe)
 
 
 if __name__ == "__main__":

@@ -214,6 +214,7 @@ ROWS = [
     ("train --train_dir ''", "--train_dir", "--dataset_name"),
     ("train --train_dir '' --dataset_name a/b", "--dataset_name: a/b", "cannot be loaded", "--train_dir"),
     ("train --train_dir '' --dataset_name a/b/c/d", "a/b/c/d", "org/name[/split][:config]"),
+    ("train --train_dir '' --dataset_name irds:beir/nfcorpus/train", "irds:beir/nfcorpus/train", "no training rows"),
     ("train --train_dir '' --dataset_name ./rows", "./rows is a path", "--train_dir"),
     ("train --per_device_train_batch_size 49", "12 rows, fewer than one batch of 49", "--dataloader_drop_last false"),
     ("train --data_cache_dir {bad}/good.jsonl", "cache", "--data_cache_dir"),

@@ -8,6 +8,7 @@ from fastdense.data.hub import hub_source
 from fastdense.errors import UserError
 
 LOCAL_FILES = "json"
+IRDS_PREFIX = "irds:"  # before an id of the ir_datasets package
 
 
 def find_source(
@@ -28,4 +29,9 @@ def find_source(
         )
     if dataset_name.startswith((".", "/", "~")):
         raise UserError(f"--dataset_name {dataset_name} is a path; --train_dir names local files")
+    if dataset_name.startswith(IRDS_PREFIX):
+        raise UserError(
+            f"--dataset_name {dataset_name} is a test collection, which has no training rows; encode, evaluate and "
+            "--eval_dir read it"
+        )
     return hub_source(dataset_name, cache_dir)

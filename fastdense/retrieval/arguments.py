@@ -69,7 +69,10 @@ class EncodeArguments:
         default=None, metadata=_flag("Files or directories of rows: .jsonl, .json, either with .gz, or .parquet.")
     )
     dataset_name: str = field(
-        default=LOCAL_FILES, metadata=_flag("Data set on the hub instead: org/name[/split][:config].")
+        default=LOCAL_FILES,
+        metadata=_flag(
+            "Data set on the hub instead: org/name[/split][:config]; or irds:ID of the ir_datasets package."
+        ),
     )
     encode_is_qry: bool = field(default=False, metadata=_flag("The rows are queries; without it, passages."))
     encode_num_shard: int = field(default=1, metadata=_flag("Number of parts to encode separately."))
@@ -187,7 +190,9 @@ class SearchArguments:
 class EvaluateArguments:
     """What is measured."""
 
-    qrels: str = field(metadata=_flag("Relevance judgements: a TREC file or BEIR's .tsv."))
+    qrels: str = field(
+        metadata=_flag("Relevance judgements: a TREC file, BEIR's .tsv, or irds:ID of the ir_datasets package.")
+    )
     run: str = field(metadata=_flag("Ranking to judge: a TREC run or query<TAB>passage<TAB>score."))
     measures: list[str] = field(
         default_factory=lambda: list(DEFAULT_MEASURES),

@@ -10,10 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastdense.data.files import Source
+from fastdense.data.sources import find_source
 from fastdense.errors import UserError
 from fastdense.files import atomic_file
 from fastdense.retrieval.arguments import EncodeArguments
 from fastdense.retrieval.encode import WINDOW
+from fastdense.retrieval.irds import irds_texts, is_irds
 from fastdense.retrieval.launch import Launch
 from fastdense.retrieval.progress import progress_bar
 from fastdense.retrieval.representations import shard_paths, write_windows
@@ -22,6 +24,13 @@ from fastdense.retrieval.texts import Text, parse_texts, read_texts, survey_text
 Encode = Callable[..., NDArray[np.float32]]
 """``encode(texts, on_batch=...)``: vectors [len(texts), D]; ``on_batch`` is told how many texts are done."""
 Description = dict[str, str]
+
+
+def find_texts(data: EncodeArguments, cache_dir: str | None) -> Source:
+    """The rows to encode: of local files, of a data set of the hub or of ir_datasets."""
+    if is_irds(data.dataset_name):
+        return irds_texts(data.dataset_name, is_query=data.encode_is_qry)
+    return find_source(data.encode_in_path, data.dataset_name, cache_dir)
 
 
 def encode_to_files(encode: Encode, source: Source, data: EncodeArguments, describe: Callable[[], Description]) -> None:

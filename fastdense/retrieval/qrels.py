@@ -1,8 +1,10 @@
-"""Relevance judgements: TREC files and BEIR's tsv."""
+"""Relevance judgements: TREC files, BEIR's tsv, and those of ir_datasets."""
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from fastdense.errors import UserError
+from fastdense.retrieval.irds import irds_judgements, is_irds
 from fastdense.retrieval.rankings import read_lines
 
 Qrels = dict[str, dict[str, int]]  # query id -> passage id -> relevance; above 0 is relevant
@@ -11,23 +13,39 @@ Qrels = dict[str, dict[str, int]]  # query id -> passage id -> relevance; above 
 def read_qrels(path: str | Path) -> Qrels:
     """Read ``query 0 passage relevance`` (TREC) or ``query<TAB>passage<TAB>relevance`` (BEIR, with or without header).
 
+    ``path`` may be ``irds:`` and an id of ir_datasets, too.
+
     Raises:
         UserError: the file is missing, empty, malformed (with the line), or judges a pair twice differently.
     """
-    path = Path(path)
+    name = str(path)
+    if is_irds(name):
+        return collect_qrels(((name, *judgement) for judgement in irds_judgements(name)), name)
+    return collect_qrels(_read_file(Path(path)), name)
+
+
+def collect_qrels(judgements: Iterable[tuple[str, str, str, int]], name: str) -> Qrels:
+    """Judgements from (origin, query id, passage id, relevance); ``name`` is where they are from, for messages.
+
+    Raises:
+        UserError: there are none, or a pair is judged twice differently.
+    """
+    qrels: Qrels = {}
+    for origin, query_id, passage_id, relevance in judgements:
+        if qrels.setdefault(query_id, {}).setdefault(passage_id, relevance) != relevance:
+            raise UserError(f"{origin}: {passage_id!r} has another relevance for {query_id!r} above")
+    if not qrels:
+        raise UserError(f"{name} holds no relevance judgements")
+    return qrels
+
+
+def _read_file(path: Path) -> Iterator[tuple[str, str, str, int]]:
     if not path.is_file():
         raise UserError(f"there is no file of relevance judgements at {path}")
-    qrels: Qrels = {}
     for number, line in read_lines(path):
         fields = line.split("\t") if line.count("\t") == 2 else line.split()
-        if number == 1 and fields[0] == "query-id":
-            continue
-        query_id, passage_id, relevance = _judgement(path, number, line, fields)
-        if qrels.setdefault(query_id, {}).setdefault(passage_id, relevance) != relevance:
-            raise UserError(f"{path}, line {number}: {passage_id!r} has another relevance for {query_id!r} above")
-    if not qrels:
-        raise UserError(f"{path} holds no relevance judgements")
-    return qrels
+        if number > 1 or fields[0] != "query-id":
+            yield f"{path}, line {number}", *_judgement(path, number, line, fields)
 
 
 def _judgement(path: Path, number: int, line: str, fields: list[str]) -> tuple[str, str, int]:
