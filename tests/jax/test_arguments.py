@@ -1,18 +1,27 @@
 """The flags of ``fastdense.jax_train``: the torch driver's, and what is refused with its reason."""
 
+import dataclasses
 import importlib.util
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
+from packaging.version import Version
 
 from fastdense.command import run
 from fastdense.errors import UserError
 from fastdense.jax.arguments import JaxTrainingArguments
 from fastdense.jax.encode_run import JaxEncoderArguments
 from fastdense.jax_train import main
-from fastdense.training.arguments import ContrastiveArguments, DataArguments, ModelArguments
+from fastdense.training.arguments import (
+    ContrastiveArguments,
+    DataArguments,
+    ModelArguments,
+    RetrieverTrainingArguments,
+)
+from fastdense.training.flag_checks import _REFUSED as COMMON_REFUSED
 from fastdense.training.parser import parse_arguments
 from fastdense.training.run_record import given_flags
 
@@ -124,3 +133,44 @@ def test_objectives_of_the_torch_driver_are_refused_by_name(name: str, value: An
 
     with pytest.raises(UserError, match=f"--{name} is refused: .*fastdense.train"):
         make_step(ContrastiveArguments(**{name: value}), None)  # type: ignore[arg-type]
+
+
+# What JAX's run does with each. Loop, log, saving and data are the torch driver's; the rest is the step's.
+HONOURED = {
+    "loop": "output_dir per_device_train_batch_size num_train_epochs max_steps gradient_accumulation_steps do_train "
+    "do_eval seed data_seed use_cpu resume_from_checkpoint overwrite_output_dir ignore_data_skip "
+    "restore_callback_states_from_checkpoint local_rank ddp_timeout accelerator_config skip_memory_metrics",
+    "optimizer": "learning_rate lr_scheduler_type lr_scheduler_kwargs warmup_steps warmup_ratio optim weight_decay "
+    "adam_beta1 adam_beta2 adam_epsilon max_grad_norm",
+    "step": "bf16 dtype label_smoothing_factor",
+    "log": "logging_strategy logging_steps logging_first_step log_on_each_node log_level log_level_replica "
+    "disable_tqdm report_to run_name project trackio_space_id trackio_bucket_id trackio_static_space_id "
+    "include_num_input_tokens_seen",
+    "evaluation": "eval_dir eval_strategy eval_steps eval_delay eval_on_start per_device_eval_batch_size "
+    "load_best_model_at_end metric_for_best_model greater_is_better",
+    "saving": "save_only_model save_strategy save_steps save_total_limit push_to_hub hub_token hub_private_repo "
+    "hub_model_id hub_strategy hub_revision",
+    "data": "dataloader_drop_last dataloader_num_workers dataloader_pin_memory dataloader_persistent_workers "
+    "dataloader_prefetch_factor dataloader_multiprocessing_context dataloader_in_order train_sampling_strategy",
+    "processes": "jax_coordinator_address jax_num_processes jax_process_id",
+}
+LOOKED_THROUGH = "5.24"  # the newest transformers whose flags these are
+
+
+def test_every_flag_is_honoured_or_refused() -> None:
+    known = set(" ".join(HONOURED.values()).split()) | set(COMMON_REFUSED) | set(JaxTrainingArguments._refused)
+    unknown = {field.name for field in dataclasses.fields(JaxTrainingArguments)} - known
+    if Version(transformers.__version__).release[:2] > Version(LOOKED_THROUGH).release:
+        pytest.skip(f"nobody has looked at transformers {transformers.__version__}'s flags yet: {sorted(unknown)}")
+    assert not unknown
+
+
+def test_a_flag_is_not_both_honoured_and_refused() -> None:
+    names = " ".join(HONOURED.values()).split()
+    assert len(names) == len(set(names))
+    assert not set(names) & (set(COMMON_REFUSED) | set(JaxTrainingArguments._refused))
+
+
+def test_every_flag_of_the_torch_driver_is_known_here() -> None:
+    torchs = {field.name for field in dataclasses.fields(RetrieverTrainingArguments)}
+    assert torchs <= {field.name for field in dataclasses.fields(JaxTrainingArguments)}
