@@ -212,6 +212,13 @@ ROWS = [
     ("train --train_dir {bad}/empty", "empty", "put the rows there"),
     ("train --train_dir {bad}/nowhere", "nowhere: there is no such file or directory"),
     ("train --train_dir ''", "--train_dir", "--dataset_name"),
+    ("train --train_dir '' --dataset_name a/b json", "there is nothing to train on: pass --train_dir"),
+    ("train --train_dir '' --dataset_name a/b a/b", "--dataset_name names a data set twice", "--train_weights"),
+    (
+        "train --train_dir '' --dataset_name a/b c/d --train_weights 1",
+        "--train_weights has 1 values for 2 --dataset_name",
+    ),
+    ("train --train_dir '' --dataset_name a/b --batch_sampling mixed", "pass --dataset_name A B"),
     ("train --train_dir '' --dataset_name a/b", "--dataset_name: a/b", "cannot be loaded", "--train_dir"),
     ("train --train_dir '' --dataset_name a/b/c/d", "a/b/c/d", "org/name[/split][:config]"),
     ("train --train_dir '' --dataset_name irds:beir/nfcorpus/train", "irds:beir/nfcorpus/train", "no training rows"),

@@ -11,6 +11,7 @@ from typing import ClassVar, Literal
 import torch
 from transformers import TrainingArguments
 
+from fastdense.data.sources import LOCAL_FILES
 from fastdense.errors import UserError
 from fastdense.training.flag_checks import check_accelerator_config, check_checkpointing, check_flags
 from fastdense.training.objective import check_objective
@@ -121,9 +122,12 @@ class ModelArguments:
 class DataArguments:
     """Which rows are trained on and how they become tokens."""
 
-    dataset_name: str = field(
-        default="json",
-        metadata=_flag("Data set on the hub, org/name[/split][:config]; json means the files of --train_dir."),
+    dataset_name: list[str] = field(
+        default_factory=lambda: [LOCAL_FILES],
+        metadata=_flag(
+            "Data set on the hub, org/name[/split][:config], or several; json means the files of --train_dir, which "
+            "come before it (default: json)."
+        ),
     )
     train_dir: list[str] | None = field(
         default=None,
@@ -134,21 +138,21 @@ class DataArguments:
     train_weights: list[float] | None = field(
         default=None,
         metadata=_flag(
-            "How much each of several --train_dir trains, relative to the others (default: by their numbers of rows)."
+            "How much each of several data sets trains, relative to the others (default: by their numbers of rows)."
         ),
     )
     batch_sampling: Literal["one_source", "mixed"] | None = field(
         default=None,
         metadata=_flag(
-            "Batches of several --train_dir: rows of one of them at a time (one_source), or of all (mixed) "
+            "Batches of several data sets: rows of one of them at a time (one_source), or of all (mixed) "
             "(default: one_source)."
         ),
     )
     source_query_prefix: list[str] | None = field(
-        default=None, metadata=_flag("In place of --query_prefix, one for each --train_dir, while training.")
+        default=None, metadata=_flag("In place of --query_prefix, one for each data set, while training.")
     )
     source_passage_prefix: list[str] | None = field(
-        default=None, metadata=_flag("In place of --passage_prefix, one for each --train_dir, while training.")
+        default=None, metadata=_flag("In place of --passage_prefix, one for each data set, while training.")
     )
     dataset_proc_num: int = field(default=12, metadata=_flag("Most processes that tokenize the data."))
     data_cache_dir: str | None = field(
@@ -180,7 +184,8 @@ class DataArguments:
     _argument_group_name = "data"
 
     def __post_init__(self) -> None:
-        if self.dataset_name == "json" and self.train_dir is None:
+        self.train_dir = [name for name in self.train_dir or [] if name] or None  # an empty variable names nothing
+        if LOCAL_FILES in self.dataset_name and self.train_dir is None:
             raise UserError("there is nothing to train on: pass --train_dir DIR_OR_FILE or --dataset_name org/name")
         for name in ("dataset_proc_num", "train_n_passages"):
             if getattr(self, name) < 1:
@@ -188,17 +193,17 @@ class DataArguments:
         self._check_sources()
 
     def _check_sources(self) -> None:
-        sources = len(self.train_dir or [])
-        if self.batch_sampling is not None and sources < 2:
-            raise UserError("--batch_sampling is for several data sets: pass --train_dir A B, or leave it out")
+        flag, names = ("train_dir", self.train_dir) if self.train_dir else ("dataset_name", self.dataset_name)
+        if self.batch_sampling is not None and len(names) < 2:
+            raise UserError(f"--batch_sampling is for several data sets: pass --{flag} A B, or leave it out")
         for name in ("train_weights", "source_query_prefix", "source_passage_prefix"):
             given = getattr(self, name)
-            if given and len(given) != sources:
-                raise UserError(f"--{name} has {len(given)} values for {sources} --train_dir; give one for each")
+            if given and len(given) != len(names):
+                raise UserError(f"--{name} has {len(given)} values for {len(names)} --{flag}; give one for each")
         if self.train_weights and not all(0 < weight < float("inf") for weight in self.train_weights):
             raise UserError(f"--train_weights must be positive numbers, not {min(self.train_weights)}")
-        if len(set(self.train_dir or [])) < sources:
-            raise UserError("--train_dir names a data set twice; raise its --train_weights instead")
+        if len(set(names)) < len(names):
+            raise UserError(f"--{flag} names a data set twice; raise its --train_weights instead")
 
     @property
     def n_sources(self) -> int:
@@ -207,7 +212,7 @@ class DataArguments:
 
     def source_names(self) -> list[str]:
         """How messages call the data sets."""
-        return self.train_dir or [self.dataset_name]
+        return self.train_dir or self.dataset_name
 
 
 @dataclass

@@ -6,6 +6,7 @@ from torch.utils.data import Dataset
 
 from fastdense.data.collation import Collator
 from fastdense.data.source_mix import Share, SourceMix
+from fastdense.data.sources import LOCAL_FILES
 from fastdense.data.training_rows import load_training_rows
 from fastdense.data.training_set import TrainingSet
 from fastdense.errors import UserError
@@ -115,7 +116,7 @@ def _load_source(
     rows = load_training_rows(
         tokenizer,
         train_dir=data.train_dir[number] if data.train_dir else None,
-        dataset_name=data.dataset_name,
+        dataset_name=LOCAL_FILES if data.train_dir else data.dataset_name[number],
         q_max_len=data.q_max_len,
         p_max_len=data.p_max_len,
         passage_field_separator=data.passage_field_separator,

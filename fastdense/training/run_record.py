@@ -128,9 +128,9 @@ def summary(history: Sequence[dict[str, Any]], seconds: float) -> dict[str, Any]
 def provenance(data: Any, args: TrainingArguments, state: TrainerState, repository: str | None) -> Provenance:
     """What the trained retriever's card says about its training."""
     told = summary(state.log_history, 0.0)
-    on_hub = data.dataset_name != "json"
+    on_hub = [] if data.train_dir else data.dataset_name
     facts = {
-        "Data": data.dataset_name if on_hub else ", ".join(Path(name).name for name in data.train_dir),
+        "Data": ", ".join(on_hub or [Path(name).name for name in data.train_dir]),
         "Steps / epochs": f"{told.get('steps')} / {told.get('epochs', 0):.4g}",
         "Queries per step": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
         "Passages per query": data.train_n_passages,
@@ -141,7 +141,7 @@ def provenance(data: Any, args: TrainingArguments, state: TrainerState, reposito
     metrics = {name: _rounded(value) for name, value in told.get("evaluation", {}).items() if "@" in name}
     return Provenance(
         repository=repository,
-        datasets=(parse_dataset_name(data.dataset_name).repository,) if on_hub else (),
+        datasets=tuple(dict.fromkeys(parse_dataset_name(name).repository for name in on_hub)),
         facts={name: str(value) for name, value in facts.items() if value is not None},
         metrics=metrics,
         command=environment.command(),

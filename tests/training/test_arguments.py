@@ -25,7 +25,7 @@ DOCUMENTED: list[tuple[str, Any, str]] = [
     ("add_pooler", False, "true"),
     ("projection_in_dim", 768, "5"),
     ("projection_out_dim", 768, "5"),
-    ("dataset_name", "json", "org/name"),
+    ("dataset_name", ["json"], "['org/name']"),
     ("dataset_proc_num", 12, "5"),
     ("train_n_passages", 8, "5"),
     ("passage_field_separator", " ", "sep_token"),
@@ -66,7 +66,7 @@ def test_documented_defaults() -> None:
 @pytest.mark.parametrize(("name", "default", "other"), DOCUMENTED)
 def test_documented_flags_can_be_set(name: str, default: Any, other: str) -> None:
     with_it = ["--add_pooler"] if name.startswith("projection") else []
-    value = parse(f"--{name}", other, *with_it)[name]
+    value = parse(f"--{name}", other.strip("[]'"), *with_it)[name]
     assert value != default
     assert str(value).lower() == other
 

@@ -4,8 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import yaml
+from hub_stand_in import HubStandIn
 
 from fastdense.errors import UserError
 from fastdense.training.step import ContrastiveStep
@@ -67,6 +69,31 @@ def test_batches_are_of_one_source_with_its_prefix(
         assert any(all(query.startswith(mark) for query in batch) for mark in marks)
     assert "river.jsonl, stone.jsonl" in (output / "README.md").read_text()
     assert yaml.safe_load((output / "run.yaml").read_text())["train_weights"] == [1.0, 3.0]
+
+
+@pytest.fixture
+def hub_flags(seed_hub: HubStandIn, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
+    """The stand-in as this process's hub, with the documented data set; the flags that keep what comes from it here."""
+    constants, template = huggingface_hub.constants, "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", seed_hub.endpoint)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", seed_hub.endpoint + template)
+    monkeypatch.setattr(huggingface_hub.list_repo_files.__self__, "endpoint", seed_hub.endpoint)  # type: ignore[attr-defined]
+    return ["--train_dir", "", "--cache_dir", str(tmp_path / "cache")]
+
+
+def test_data_sets_of_the_hub_are_mixed_by_weight_with_prefixes_of_their_own(
+    train_tiny: Train, hub_flags: list[str], queries: list[list[str]]
+) -> None:
+    names = ["Tevatron/wikipedia-nq", "Tevatron/wikipedia-nq/dev"]
+    flags = ["--train_weights", "1", "3", "--batch_sampling", "mixed", "--source_query_prefix", "who ", "when "]
+    output = train_tiny("--dataset_name", *names, *flags, *hub_flags)
+    for batch in queries:
+        assert sorted(query.split()[0] for query in batch) == ["when"] * 6 + ["who"] * 2
+    card = (output / "README.md").read_text()
+    assert "| Data | Tevatron/wikipedia-nq, Tevatron/wikipedia-nq/dev |" in card
+    assert yaml.safe_load(card.split("---")[1])["datasets"] == ["Tevatron/wikipedia-nq"]
+    assert yaml.safe_load((output / "run.yaml").read_text())["dataset_name"] == names
 
 
 def test_a_resumed_run_ends_with_the_same_bits(train_tiny: Train, sources: list[str]) -> None:
