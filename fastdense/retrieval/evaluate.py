@@ -41,7 +41,8 @@ def parse_measure(name: str) -> Any:
     if at and not (cutoff.isdecimal() and int(cutoff) > 0):
         raise UserError(f"the measure {name!r} needs a whole number above 0 behind its @")
     try:
-        measure = ir_measures.parse_measure(_NAMES.get(family.lower(), family) + at + cutoff)
+        measure = ir_measures.parse_measure(_NAMES.get(family.lower(), family))
+        measure = measure @ int(cutoff) if at else measure  # its parser reads numbers in a way that Python 3.14 dropped
         if ir_measures.DefaultPipeline.supports(measure):
             return measure
     except (ValueError, NameError, AssertionError):  # what ir-measures raises for names that it does not know
