@@ -219,7 +219,7 @@ ROWS = [
         "--train_weights has 1 values for 2 --dataset_name",
     ),
     ("train --train_dir '' --dataset_name a/b --batch_sampling mixed", "pass --dataset_name A B"),
-    ("train --train_dir '' --dataset_name a/b", "--dataset_name: a/b", "cannot be loaded", "--train_dir"),
+    ("train --train_dir '' --dataset_name a/b", "--dataset_name a/b: a/b, ", "cannot be loaded", "local files"),
     ("train --train_dir '' --dataset_name a/b/c/d", "a/b/c/d", "org/name[/split][:config]"),
     ("train --train_dir '' --dataset_name irds:beir/nfcorpus/train", "irds:beir/nfcorpus/train", "no training rows"),
     ("train --train_dir '' --dataset_name ./rows", "./rows is a path", "--train_dir"),

@@ -181,12 +181,20 @@ def seed_hub(hub: HubStandIn, tiny_bert_dir: Path, tmp_path: Path) -> HubStandIn
 @pytest.fixture
 def eval_dir(tmp_path: Path, tiny_rows: list[dict[str, Any]], write_jsonl: Any) -> Path:
     """A held-out set: the rows' own positives as corpus."""
-    directory = tmp_path / "held-out"
-    write_jsonl(directory / "corpus.jsonl", [passage for row in tiny_rows for passage in row["positive_passages"]])
-    write_jsonl(
-        directory / "queries.jsonl", [{"query_id": row["query_id"], "query": row["query"]} for row in tiny_rows]
-    )
-    judgements = [(row["query_id"], p["docid"]) for row in tiny_rows for p in row["positive_passages"]]
+    return write_held_out(tmp_path / "held-out", tiny_rows, write_jsonl)
+
+
+@pytest.fixture
+def other_eval_dir(tmp_path: Path, write_jsonl: Any) -> Path:
+    """Another one, of fewer and other rows."""
+    return write_held_out(tmp_path / "small", make_rows(12, seed=1), write_jsonl)
+
+
+def write_held_out(directory: Path, rows: list[dict[str, Any]], write_jsonl: Any) -> Path:
+    """The directory of an evaluation set: the rows' queries, and their positives as corpus."""
+    write_jsonl(directory / "corpus.jsonl", [passage for row in rows for passage in row["positive_passages"]])
+    write_jsonl(directory / "queries.jsonl", [{"query_id": row["query_id"], "query": row["query"]} for row in rows])
+    judgements = [(row["query_id"], p["docid"]) for row in rows for p in row["positive_passages"]]
     (directory / "qrels.txt").write_text("".join(f"{query} 0 {passage} 1\n" for query, passage in judgements))
     return directory
 

@@ -35,7 +35,7 @@ def parse_dataset_name(name: str) -> HubName:
         match = re.fullmatch((r"(?P<repository>{part}(/{part})?)" + order).format(part="[^/:]+"), name)
         if match:
             return HubName(match["repository"], match["split"] or "train", match["config"])
-    raise UserError(f"--dataset_name {name}: org/name[/split][:config] is expected, as in Tevatron/wikipedia-nq/dev")
+    raise UserError(f"{name}: org/name[/split][:config] is expected, as in Tevatron/wikipedia-nq/dev")
 
 
 def hub_source(dataset_name: str, cache_dir: str | None = None) -> Source:
@@ -59,7 +59,7 @@ def _script_repository(name: HubName, files: Sequence[str], cache_dir: str | Non
     where = f"split {name.split}" + (f" of {name.config}" if name.config else "")
     raise UserError(
         f"{name.repository} holds a loading script, which is not run, and neither a data file nor a parquet conversion "
-        f"for {where} (its files: {', '.join(files)}); name another split, or download the rows and use --train_dir"
+        f"for {where} (its files: {', '.join(files)}); name another split, or download the rows and name their files"
     )
 
 
@@ -76,7 +76,7 @@ def split_files(files: Sequence[str], name: HubName) -> list[str]:
     if len({re.sub(r"\d+", "", file) for file in chosen}) > 1:
         raise UserError(
             f"{name.repository} has several data files for split {name.split} ({', '.join(chosen)}); "
-            "name one by its config, org/name/split:config, or download it and use --train_dir"
+            "name one by its config, org/name/split:config, or download it and name the file"
         )
     return chosen
 
@@ -98,7 +98,7 @@ def converted_files(files: Sequence[str], name: HubName) -> list[str]:
     if any(match[2] for match in found):
         raise UserError(
             f"{name.repository}: the hub converted only a part of split {name.split} to parquet; "
-            "download the rows and use --train_dir"
+            "download the rows and name their files"
         )
     return sorted(match[0] for match in found)
 
@@ -109,13 +109,12 @@ def _list_files(repository: str, revision: str | None, cache_dir: str | None) ->
         return huggingface_hub.list_repo_files(repository, repo_type="dataset", revision=revision)
     except GatedRepoError as error:
         raise UserError(
-            f"--dataset_name: the hub wants its terms for {repository} accepted; do so on its page and log in with "
-            "`hf auth login`"
+            f"the hub wants its terms for {repository} accepted; do so on its page and log in with `hf auth login`"
         ) from error
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise UserError(
-            f"--dataset_name: the hub has no data set {repository} that you may read; check the name, log in with "
-            "`hf auth login` if it is private, or name local files with --train_dir"
+            f"the hub has no data set {repository} that you may read; check the name, log in with `hf auth login` if "
+            "it is private, or name local files"
         ) from error
     except Exception:  # no network, offline mode, no such revision: the classes depend on the HTTP client in use
         return _cached_files(repository, revision or "main", cache_dir)
@@ -155,14 +154,14 @@ def _dataset(name: HubName, cache_dir: str | None) -> Source:
     """The rows of a repository without a script, as the ``datasets`` library loads them."""
     import datasets  # encode and search, which read local files mostly, start faster without it
 
+    title = f"{name.repository}, split {name.split}" + (f" of {name.config}" if name.config else "")
     try:
         rows = datasets.load_dataset(name.repository, name.config, split=name.split, cache_dir=cache_dir)
     except Exception as error:  # of some ten classes: not found, no such config or split, unreadable, no network ...
         raise UserError(
-            f"--dataset_name: {name.repository}, split {name.split}, cannot be loaded ({_line(error)}); check the name "
-            "as org/name[/split][:config], or name local files with --train_dir"
+            f"{title}, cannot be loaded ({_line(error)}); check the name as org/name[/split][:config], or name local "
+            "files"
         ) from error
-    title = f"{name.repository}, split {name.split}"
 
     def read() -> Iterator[tuple[str, Any]]:
         for number, row in enumerate(rows, start=1):

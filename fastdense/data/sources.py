@@ -34,4 +34,7 @@ def find_source(
             f"--dataset_name {dataset_name} is a test collection, which has no training rows; encode, evaluate and "
             "--eval_dir read it"
         )
-    return hub_source(dataset_name, cache_dir)
+    try:
+        return hub_source(dataset_name, cache_dir)
+    except UserError as error:
+        raise UserError(f"--dataset_name {dataset_name}: {error}") from error

@@ -13,7 +13,7 @@ from fastdense.demo.commands import ENCODER, JAX, TORCH, Driver, command_line, r
 from fastdense.demo.questions import print_answers, write_questions
 from fastdense.demo.report import MEASURES, print_heading, print_result, print_whereabouts, read_measures
 from fastdense.errors import UserError
-from fastdense.retrieval.evaluation_set import read_eval_directory
+from fastdense.retrieval.evaluation_set import read_evaluation_set
 from fastdense.retrieval.rankings import read_run
 
 
@@ -67,7 +67,7 @@ def demonstrate(output_dir: Path, size: Size, driver: Driver) -> None:
     print_heading("4. After: the trained model searches for the same")
     retrieve(driver, model, data / "test", questions, output_dir / "after", {})
 
-    texts = read_eval_directory(data / "test")
+    texts = read_evaluation_set(data / "test")
     print_heading("5. Typed questions")
     print_answers(read_run(output_dir / "after" / "run.txt"), texts)
     print_heading("6. Result")

@@ -17,7 +17,7 @@ class Provenance:
     repository: str | None = None  # the name on the hub
     datasets: tuple[str, ...] = ()  # names on the hub
     facts: Mapping[str, str] = field(default_factory=dict)
-    metrics: Mapping[str, str | None] = field(default_factory=dict)  # on the held-out set
+    metrics: Mapping[str, str | None] = field(default_factory=dict)  # on what was held out
     command: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
 
@@ -51,7 +51,7 @@ def _training(origin: Provenance) -> list[list[str]]:
     if origin.facts:
         parts.append(["## Training", "", *_table(origin.facts)])
     if origin.metrics:
-        parts.append(["On the held-out set, at the end of the training:", "", *_table(origin.metrics)])
+        parts.append(["On what was held out, at the end of the training:", "", *_table(origin.metrics)])
     if origin.command:
         parts.append(["```bash", origin.command, "```"])
     if origin.versions:

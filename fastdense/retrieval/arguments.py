@@ -191,7 +191,10 @@ class EvaluateArguments:
     """What is measured."""
 
     qrels: str = field(
-        metadata=_flag("Relevance judgements: a TREC file, BEIR's .tsv, or irds:ID of the ir_datasets package.")
+        metadata=_flag(
+            "Relevance judgements: a TREC file, BEIR's .tsv, irds:ID of the ir_datasets package, or "
+            "hub:org/name[/split] in NanoBEIR's layout."
+        )
     )
     run: str = field(metadata=_flag("Ranking to judge: a TREC run or query<TAB>passage<TAB>score."))
     measures: list[str] = field(

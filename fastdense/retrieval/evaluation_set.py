@@ -3,8 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastdense.data.files import ROW_FILE_SUFFIXES, files_source
+from fastdense.data.files import ROW_FILE_SUFFIXES, Source, files_source
 from fastdense.errors import UserError
+from fastdense.retrieval.hub_collection import hub_texts, is_on_hub
+from fastdense.retrieval.irds import irds_texts, is_irds
 from fastdense.retrieval.qrels import Qrels, read_qrels
 from fastdense.retrieval.texts import Text, read_texts
 
@@ -20,29 +22,44 @@ class EvaluationSet:
     qrels: Qrels
 
 
-def read_eval_directory(path: str | Path) -> EvaluationSet:
-    """Read ``corpus.jsonl``, ``queries.jsonl`` and ``qrels.txt`` of a directory.
+def read_evaluation_set(name: str | Path, cache_dir: str | None = None) -> EvaluationSet:
+    """Read the set that ``name`` stands for; queries without a judgement are left out.
 
-    Rows of the corpus are ``{docid, title?, text}``, of the queries ``{query_id, query}``, or BEIR's ``{_id, title?,
-    text}``; .json, .gz and .parquet do as well. Judgements are TREC's (``qrels.txt``, ``qrels.trec``) or BEIR's
-    (``qrels.tsv``, or of the files in ``qrels/`` the only one or ``test.tsv``, which BEIR measures on). Queries without
-    a judgement are left out.
+    A directory has ``corpus.jsonl``, ``queries.jsonl`` and ``qrels.txt``. Rows of the corpus are ``{docid, title?,
+    text}``, of the queries ``{query_id, query}``, or BEIR's ``{_id, title?, text}``; .json, .gz and .parquet will do.
+    Judgements are TREC's (``qrels.txt``, ``qrels.trec``) or BEIR's (``qrels.tsv``, or of the files in ``qrels/`` the
+    only one or ``test.tsv``, which BEIR measures on).
+
+    ``irds:`` and an id stand for a collection of ir_datasets, ``hub:org/name[/split]`` for one of the hub in NanoBEIR's
+    layout (:mod:`fastdense.retrieval.hub_collection`), which is kept in ``cache_dir``.
 
     Raises:
-        UserError: a file is missing or malformed, a judged query is unknown, or no relevant passage is in the corpus.
+        UserError: a part is missing or malformed, a judged query is unknown, or no relevant passage is in the corpus.
     """
-    path = Path(path)
+    name = str(name)
+    qrels, query_source, passage_source = _parts(name, cache_dir)
+    queries = read_texts(query_source, is_query=True)
+    passages = read_texts(passage_source, is_query=False)
+    if unknown := qrels.keys() - {query.text_id for query in queries}:
+        raise UserError(f"{name}: the judgements speak of the query {min(unknown)!r}, which the queries do not hold")
+    relevant = {passage for judged in qrels.values() for passage, relevance in judged.items() if relevance > 0}
+    if relevant.isdisjoint(passage.text_id for passage in passages):
+        raise UserError(f"{name}: no passage that the judgements call relevant is in the corpus")
+    return EvaluationSet([query for query in queries if query.text_id in qrels], passages, qrels)
+
+
+def _parts(name: str, cache_dir: str | None) -> tuple[Qrels, Source, Source]:
+    """The judgements, the queries and the passages."""
+    if is_irds(name):
+        return read_qrels(name), irds_texts(name, is_query=True), irds_texts(name, is_query=False)
+    if is_on_hub(name):
+        queries, passages = (hub_texts(name, cache_dir, is_query=is_query) for is_query in (True, False))
+        return read_qrels(name, cache_dir), queries, passages
+    path = Path(name)
     if not path.is_dir():
         raise UserError(f"there is no directory {path}; one with corpus.jsonl, queries.jsonl and qrels.txt is expected")
     qrels = read_qrels(_qrels_file(path))
-    queries = read_texts(files_source([_row_file(path, "queries")]), is_query=True)
-    passages = read_texts(files_source([_row_file(path, "corpus")]), is_query=False)
-    if unknown := qrels.keys() - {query.text_id for query in queries}:
-        raise UserError(f"{path}: the judgements speak of the query {min(unknown)!r}, which the queries do not hold")
-    relevant = {passage for judged in qrels.values() for passage, relevance in judged.items() if relevance > 0}
-    if relevant.isdisjoint(passage.text_id for passage in passages):
-        raise UserError(f"{path}: no passage that the judgements call relevant is in the corpus")
-    return EvaluationSet([query for query in queries if query.text_id in qrels], passages, qrels)
+    return qrels, files_source([_row_file(path, "queries")]), files_source([_row_file(path, "corpus")])
 
 
 def _row_file(directory: Path, stem: str) -> Path:

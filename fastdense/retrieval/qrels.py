@@ -1,19 +1,21 @@
-"""Relevance judgements: TREC files, BEIR's tsv, and those of ir_datasets."""
+"""Relevance judgements: TREC files, BEIR's tsv, and those of collections by name."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from fastdense.errors import UserError
+from fastdense.retrieval.hub_collection import hub_judgements, is_on_hub
 from fastdense.retrieval.irds import irds_judgements, is_irds
 from fastdense.retrieval.rankings import read_lines
 
 Qrels = dict[str, dict[str, int]]  # query id -> passage id -> relevance; above 0 is relevant
 
 
-def read_qrels(path: str | Path) -> Qrels:
+def read_qrels(path: str | Path, cache_dir: str | None = None) -> Qrels:
     """Read ``query 0 passage relevance`` (TREC) or ``query<TAB>passage<TAB>relevance`` (BEIR, with or without header).
 
-    ``path`` may be ``irds:`` and an id of ir_datasets, too.
+    ``path`` may also be ``irds:`` and an id of ir_datasets, or ``hub:`` and a data set of the hub
+    (:mod:`fastdense.retrieval.hub_collection`), which is kept in ``cache_dir``.
 
     Raises:
         UserError: the file is missing, empty, malformed (with the line), or judges a pair twice differently.
@@ -21,6 +23,8 @@ def read_qrels(path: str | Path) -> Qrels:
     name = str(path)
     if is_irds(name):
         return collect_qrels(((name, *judgement) for judgement in irds_judgements(name)), name)
+    if is_on_hub(name):
+        return collect_qrels(hub_judgements(name, cache_dir), name)
     return collect_qrels(_read_file(Path(path)), name)
 
 

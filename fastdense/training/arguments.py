@@ -314,10 +314,12 @@ class RetrieverTrainingArguments(TrainingArguments):
     warmup_ratio: float = field(
         default=0.1, metadata=_flag("Share of all steps with a rising learning rate; --warmup_steps comes before it.")
     )
-    eval_dir: str | None = field(
+    eval_dir: list[str] | None = field(
         default=None,
         metadata=_flag(
-            "Held-out set for --eval_strategy: corpus.jsonl, queries.jsonl and qrels.txt (or the BEIR layout)."
+            "Held-out set for --eval_strategy: a directory with corpus.jsonl, queries.jsonl and qrels.txt (or BEIR's "
+            "layout), irds:ID of the ir_datasets package, or hub:org/name[/split] in NanoBEIR's layout; several are "
+            "measured one by one, and their mean chooses the best checkpoint."
         ),
     )
     dry_run: bool = field(

@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fastdense.files import atomic_file
+from fastdense.training.flag_checks import MEASURES
 
 _GREY = "#6b7280"
 _LOSS = "#c2410c"
@@ -28,7 +29,7 @@ def draw_training_curve(history: Sequence[dict[str, Any]], picture: Path) -> Non
     panels = figure.subplots(1 + bool(metrics), 1, sharex=True, squeeze=False)[:, 0]
     _draw(panels[0], "training loss", {"": losses}, (_LOSS,), marker="")
     if metrics:
-        _draw(panels[1], "on the held-out set", metrics, _METRICS, marker="o")
+        _draw(panels[1], "on the held-out sets", metrics, _METRICS, marker="o")
     panels[-1].set_xlabel("step", color=_GREY)
     panels[-1].set_xlim(left=0)
     with atomic_file(picture) as path:
@@ -40,9 +41,9 @@ def _points(history: Sequence[dict[str, Any]], key: str) -> Points:
 
 
 def _metrics(history: Sequence[dict[str, Any]]) -> dict[str, Points]:
-    """Retrieval metrics, which have a depth in their names: ``mrr@10``."""
-    keys = dict.fromkeys(key for entry in history for key in entry if key.startswith("eval_") and "@" in key)
-    return {key.removeprefix("eval_"): _points(history, key) for key in keys}
+    """Retrieval metrics, of several sets their mean."""
+    points = {measure: _points(history, f"eval_{measure}") for measure in MEASURES}
+    return {measure: own for measure, own in points.items() if own}
 
 
 def _draw(axes: Axes, title: str, curves: dict[str, Points], colors: tuple[str, ...], marker: str) -> None:

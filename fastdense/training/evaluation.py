@@ -1,7 +1,9 @@
 """Retrieval metrics on a held-out corpus while training."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
 from typing import Literal
 
 import numpy as np
@@ -10,10 +12,13 @@ from accelerate.utils import broadcast_object_list, gather_object
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
+from fastdense.errors import UserError
 from fastdense.modeling.settings import RetrieverSettings
 from fastdense.retrieval.encode import TextTokenizer
 from fastdense.retrieval.evaluate import evaluate_run
-from fastdense.retrieval.evaluation_set import EvaluationSet, read_eval_directory
+from fastdense.retrieval.evaluation_set import EvaluationSet, read_evaluation_set
+from fastdense.retrieval.hub_collection import is_on_hub
+from fastdense.retrieval.irds import is_irds
 from fastdense.retrieval.rankings import make_run
 from fastdense.retrieval.search import exact_search
 from fastdense.retrieval.texts import Text
@@ -78,10 +83,52 @@ def _shared(
     return vectors
 
 
+@dataclass(frozen=True)
+class HeldOutSets:
+    """The sets that a run is measured on, by name."""
+
+    sets: Mapping[str, HeldOutSet]
+
+    def measure(self, encode: EncodeTexts, accelerator: Accelerator) -> dict[str, float]:
+        """Every measure's mean over the sets and, if there are several, its value on each as ``<set>_<measure>``."""
+        measured = {name: each.measure(encode, accelerator) for name, each in self.sets.items()}
+        means = {measure: fmean(values[measure] for values in measured.values()) for measure in MEASURES}
+        if len(measured) == 1:
+            return means
+        return means | {f"{name}_{measure}": values[measure] for name, values in measured.items() for measure in values}
+
+
 def load_held_out(
-    args: RetrieverTrainingArguments, tokenizer: PreTrainedTokenizerBase, settings: RetrieverSettings
-) -> HeldOutSet | None:
-    """The set in ``--eval_dir``, or None without one."""
-    if args.eval_dir is None:
+    args: RetrieverTrainingArguments,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: RetrieverSettings,
+    cache_dir: str | None = None,
+) -> HeldOutSets | None:
+    """The sets of ``--eval_dir``, or None without any."""
+    if not args.eval_dir:
         return None
-    return HeldOutSet(read_eval_directory(args.eval_dir), *text_tokenizers(tokenizer, settings))
+    tokenizers = text_tokenizers(tokenizer, settings)
+    names = dict(zip(set_names(args.eval_dir), args.eval_dir, strict=True))
+    return HeldOutSets(
+        {name: HeldOutSet(read_evaluation_set(at, cache_dir), *tokenizers) for name, at in names.items()}
+    )
+
+
+def set_names(places: Sequence[str]) -> list[str]:
+    """The last part of each path, id or name on the hub; as many parts as tell all of them apart.
+
+    Raises:
+        UserError: one is there twice.
+    """
+    parts = [_parts(place) for place in places]
+    for length in range(1, max(map(len, parts)) + 1):
+        names = ["-".join(own[-length:]) for own in parts]
+        if len(set(names)) == len(names):
+            return names
+    raise UserError(f"--eval_dir {' '.join(places)} names a set twice: leave one out, or rename it")
+
+
+def _parts(place: str) -> tuple[str, ...]:
+    if is_irds(place) or is_on_hub(place):
+        return tuple(place.replace(":", "/", 1).split("/"))
+    return Path(place).resolve().parts[1:]

@@ -145,7 +145,7 @@ def _check_numbers(args: TrainingArguments) -> None:
 
 def _check_evaluation(args: Any) -> None:
     if _name(args.eval_strategy) != "no":
-        if args.eval_dir is None:
+        if not args.eval_dir:
             raise UserError("--eval_strategy needs a held-out set: pass --eval_dir DIR")
         metric = args.metric_for_best_model
         if metric is not None and metric.removeprefix("eval_") not in MEASURES:

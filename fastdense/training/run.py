@@ -59,7 +59,7 @@ def train(
     step = make_step(contrastive, args)
     retriever, tokenizer, settings = load_model(model, data)
     settings = with_prefixes(contrastive, settings, retriever.query_encoder.dimension)
-    held_out = load_held_out(args, tokenizer, settings)
+    held_out = load_held_out(args, tokenizer, settings, model.cache_dir)
     rows, collator = load_training_set(data, model, contrastive, args, tokenizer, settings)
     trainer = trainer_class(
         retriever,

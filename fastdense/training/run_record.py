@@ -23,7 +23,7 @@ from fastdense import environment
 from fastdense.data.hub import parse_dataset_name
 from fastdense.files import atomic_file
 from fastdense.modeling.model_card import Provenance
-from fastdense.training.flag_checks import default_of
+from fastdense.training.flag_checks import MEASURES, default_of
 
 logger = logging.getLogger(__name__)
 
@@ -138,7 +138,12 @@ def provenance(data: Any, args: TrainingArguments, state: TrainerState, reposito
         "Mean loss": _rounded(told.get("train_loss")),
         "Last in-batch accuracy": _rounded(told.get("accuracy")),
     }
-    metrics = {name: _rounded(value) for name, value in told.get("evaluation", {}).items() if "@" in name}
+    kind = " (mean)" if len(args.eval_dir or []) > 1 else ""
+    metrics = {
+        name + (kind if name in MEASURES else ""): _rounded(value)
+        for name, value in told.get("evaluation", {}).items()
+        if "@" in name
+    }
     return Provenance(
         repository=repository,
         datasets=tuple(dict.fromkeys(parse_dataset_name(name).repository for name in on_hub)),

@@ -20,7 +20,7 @@ from fastdense.retrieval.encode import TextTokenizer, autocast_dtype, encode_tex
 from fastdense.retrieval.texts import Text
 from fastdense.training.arguments import RetrieverTrainingArguments
 from fastdense.training.checkpoints import CheckpointingTrainer
-from fastdense.training.evaluation import HeldOutSet, Side
+from fastdense.training.evaluation import HeldOutSets, Side
 from fastdense.training.progress import ProgressBar
 from fastdense.training.step import ContrastiveStep
 
@@ -36,7 +36,7 @@ class RetrieverTrainer(CheckpointingTrainer):
         collator: examples to the batch that ``step`` takes.
         tokenizer: saved with the model.
         settings: what a reader of the saved directory must know about pooling, prefixes and lengths.
-        held_out: measured by ``--eval_strategy``.
+        held_out: the sets that ``--eval_strategy`` measures.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class RetrieverTrainer(CheckpointingTrainer):
         collator: Any,
         tokenizer: PreTrainedTokenizerBase,
         settings: RetrieverSettings,
-        held_out: HeldOutSet | None = None,
+        held_out: HeldOutSets | None = None,
     ) -> None:
         super().__init__(
             model=retriever,
@@ -113,7 +113,8 @@ class RetrieverTrainer(CheckpointingTrainer):
     def evaluate(
         self, eval_dataset: object = None, ignore_keys: object = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Retrieval metrics on the held-out set, under ``eval_<metric>``; every rank encodes its share."""
+        """Retrieval metrics on the held-out sets, under ``eval_<metric>`` (see
+        :meth:`fastdense.training.evaluation.HeldOutSets.measure`); every rank encodes its share."""
         with self._clock_stopped():
             metrics = self._measure(metric_key_prefix)
         self.log(metrics)

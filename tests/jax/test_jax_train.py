@@ -141,16 +141,17 @@ def test_the_log_says_what_matters_and_waits_for_nothing(tiny_run: Run, log_of: 
         assert summary["train_loss"] == pytest.approx(sum(values(lines, "loss")) / 4)
 
 
-def test_a_held_out_set_is_measured_as_by_pytorch(tiny_run: Run, eval_dir: Path) -> None:
-    flags = f"--eval_dir {eval_dir} --eval_strategy steps --eval_steps 2 --save_strategy steps --save_steps 2 "
-    flags += "--load_best_model_at_end --save_total_limit 1"
+def test_held_out_sets_are_measured_as_by_pytorch(tiny_run: Run, eval_dir: Path, other_eval_dir: Path) -> None:
+    flags = f"--eval_dir {eval_dir} {other_eval_dir} --eval_strategy steps --eval_steps 2 --save_strategy steps "
+    flags += "--save_steps 2 --load_best_model_at_end --save_total_limit 1"
     measured = []
     for driver in ("jax_train", "train"):
         output = tiny_run(*flags.split(), driver=driver)
         state = json.loads((output / "trainer_state.json").read_text())
-        measured.append([line["eval_mrr@10"] for line in state["log_history"] if "eval_mrr@10" in line])
+        lines = [line for line in state["log_history"] if "eval_mrr@10" in line]
+        measured.append([line[f"eval_{name}mrr@10"] for line in lines for name in ("", "held-out_", "small_")])
         assert_same_bits(output, Path(state["best_model_checkpoint"]))
-    assert len(measured[0]) == 2
+    assert len(measured[0]) == 2 * 3
     assert measured[0] == pytest.approx(measured[1], abs=1e-3)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from fastdense.data.files import files_source, row_files
 from fastdense.errors import UserError
-from fastdense.retrieval.evaluation_set import read_eval_directory
+from fastdense.retrieval.evaluation_set import read_evaluation_set
 from fastdense.retrieval.texts import Text, parse_text, read_texts
 
 
@@ -110,7 +110,7 @@ def eval_directory(tmp_path, write_jsonl):
 
 
 def test_eval_directory(eval_directory):
-    held_out = read_eval_directory(eval_directory)
+    held_out = read_evaluation_set(eval_directory)
     assert held_out.queries == [Text("q0", "query 0"), Text("q2", "query 2")]  # q1 is not judged
     assert len(held_out.passages) == 11
     assert held_out.passages[-1] == Text("t", "text", "title")
@@ -122,14 +122,14 @@ def test_eval_directory_of_beir(tmp_path, write_jsonl):
     write_jsonl(tmp_path / "queries.jsonl", [{"_id": "q", "text": "y"}])
     (tmp_path / "qrels").mkdir()
     (tmp_path / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq\td\t1\n")
-    held_out = read_eval_directory(str(tmp_path))
+    held_out = read_evaluation_set(str(tmp_path))
     assert (held_out.queries, held_out.passages) == ([Text("q", "y")], [Text("d", "x", "")])
     assert held_out.qrels == {"q": {"d": 1}}
     (tmp_path / "qrels" / "dev.tsv").write_text("q\td\t2\n")
-    assert read_eval_directory(tmp_path).qrels == {"q": {"d": 1}}  # the test split's
+    assert read_evaluation_set(tmp_path).qrels == {"q": {"d": 1}}  # the test split's
     (tmp_path / "qrels" / "test.tsv").rename(tmp_path / "qrels" / "train.tsv")
     with pytest.raises(UserError, match=r"holds several files \(dev\.tsv, train\.tsv\): copy the wanted one"):
-        read_eval_directory(tmp_path)
+        read_evaluation_set(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -151,9 +151,9 @@ def test_bad_eval_directories(eval_directory, name, content, sentence):
     else:
         (eval_directory / name).write_text(content)
     with pytest.raises(UserError, match=sentence):
-        read_eval_directory(eval_directory)
+        read_evaluation_set(eval_directory)
 
 
 def test_no_eval_directory(tmp_path):
     with pytest.raises(UserError, match=r"there is no directory .*none; one with corpus\.jsonl"):
-        read_eval_directory(tmp_path / "none")
+        read_evaluation_set(tmp_path / "none")
