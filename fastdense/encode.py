@@ -7,7 +7,7 @@ from fastdense.command import run
 from fastdense.retrieval.arguments import EncodeArguments, EncoderArguments
 from fastdense.retrieval.encode import encode_texts
 from fastdense.retrieval.encode_files import encode_to_files, find_texts
-from fastdense.retrieval.loading import describe_encoder, load_encoder
+from fastdense.retrieval.loading import as_asked, describe_encoder, load_encoder
 from fastdense.retrieval.output import check_writable
 from fastdense.training.parser import parse_arguments
 
@@ -21,13 +21,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     check_writable(data.encoded_save_path)
     encoder, tokenize, precision = load_encoder(model, data)
+    encode = functools.partial(
+        encode_texts, encoder, tokenize, batch_size=model.per_device_eval_batch_size, precision=precision
+    )
     encode_to_files(
-        functools.partial(
-            encode_texts, encoder, tokenize, batch_size=model.per_device_eval_batch_size, precision=precision
-        ),
+        as_asked(encode, model, encoder),
         find_texts(data, model.cache_dir),
         data,
-        functools.partial(describe_encoder, encoder, tokenize, precision),
+        functools.partial(describe_encoder, encoder, tokenize, precision, model.truncate_dim),
     )
 
 

@@ -15,7 +15,7 @@ from fastdense.jax.encoder import JaxRetriever
 from fastdense.jax.mesh import make_mesh, replicate
 from fastdense.modeling.encoder import Retriever
 from fastdense.retrieval.arguments import EncodeArguments, EncoderArguments
-from fastdense.retrieval.loading import describe_encoder, read_encoder
+from fastdense.retrieval.loading import as_asked, describe_encoder, read_encoder
 
 
 @dataclass
@@ -49,7 +49,8 @@ def load_jax_encoder(
     mesh = make_mesh()
     params: Any = replicate(jax_retriever.params, mesh)
     encode = TextEncoder(jax_retriever, mesh, model.per_device_eval_batch_size, encoder.dimension)
+    of_side = functools.partial(encode, params, "query" if data.encode_is_qry else "passage", tokenize)
     return (
-        functools.partial(encode, params, "query" if data.encode_is_qry else "passage", tokenize),
-        functools.partial(describe_encoder, encoder, tokenize, model.dtype),
+        as_asked(of_side, model, encoder),
+        functools.partial(describe_encoder, encoder, tokenize, model.dtype, model.truncate_dim),
     )

@@ -45,6 +45,13 @@ class EncoderArguments:
         default=None,
         metadata=_flag("Scale vectors to length 1 (default: what the model says, else no).", nargs="?", const=True),
     )
+    truncate_dim: int | None = field(
+        default=None,
+        metadata=_flag(
+            "Keep so many dimensions of a vector, the first, for a model trained with --matryoshka_dims; one that is "
+            "normalized is scaled to length 1 again."
+        ),
+    )
     fp16: bool = field(default=False, metadata=_flag("Compute in float16 (autocast); needs a GPU."))
     bf16: bool = field(default=False, metadata=_flag("Compute in bfloat16 (autocast)."))
     per_device_eval_batch_size: int = field(default=8, metadata=_flag("Texts encoded at a time."))
@@ -54,6 +61,8 @@ class EncoderArguments:
     def __post_init__(self) -> None:
         if self.per_device_eval_batch_size < 1:
             raise UserError(f"--per_device_eval_batch_size must be at least 1, not {self.per_device_eval_batch_size}")
+        if self.truncate_dim is not None and self.truncate_dim < 1:
+            raise UserError(f"--truncate_dim must be at least 1, not {self.truncate_dim}")
 
 
 @dataclass

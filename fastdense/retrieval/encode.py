@@ -15,6 +15,9 @@ from fastdense.errors import UserError
 from fastdense.modeling.encoder import Encoder
 from fastdense.retrieval.texts import Text
 
+Encode = Callable[..., NDArray[np.float32]]
+"""``encode(texts, on_batch=...)``: vectors [len(texts), D]; ``on_batch`` is told how many texts are done."""
+
 WINDOW = 16384  # texts that are tokenized and sorted by length at a time
 
 
@@ -143,6 +146,18 @@ def encode_in_batches(
             if on_batch is not None:
                 on_batch(len(rows))
     return vectors
+
+
+def truncated(encode: Encode, dimension: int, *, normalize: bool) -> Encode:
+    """``encode`` with the first ``dimension`` of its vectors' D dimensions only, scaled to length 1 if asked."""
+
+    def encode_truncated(*args: Any, **settings: Any) -> NDArray[np.float32]:
+        vectors = encode(*args, **settings)[:, :dimension]
+        if normalize:
+            vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)  # as torch does
+        return np.ascontiguousarray(vectors)
+
+    return encode_truncated
 
 
 def autocast_dtype(fp16: bool, bf16: bool, device: torch.device) -> torch.dtype | None:

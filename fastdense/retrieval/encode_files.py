@@ -6,23 +6,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import count, islice
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from fastdense.data.files import Source
 from fastdense.data.sources import find_source
 from fastdense.errors import UserError
 from fastdense.files import atomic_file
 from fastdense.retrieval.arguments import EncodeArguments
-from fastdense.retrieval.encode import WINDOW
+from fastdense.retrieval.encode import WINDOW, Encode
 from fastdense.retrieval.irds import irds_texts, is_irds
 from fastdense.retrieval.launch import Launch
 from fastdense.retrieval.progress import progress_bar
 from fastdense.retrieval.representations import shard_paths, write_windows
 from fastdense.retrieval.texts import Text, parse_texts, read_texts, survey_texts
 
-Encode = Callable[..., NDArray[np.float32]]
-"""``encode(texts, on_batch=...)``: vectors [len(texts), D]; ``on_batch`` is told how many texts are done."""
 Description = dict[str, str]
 
 

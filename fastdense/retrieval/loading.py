@@ -11,7 +11,7 @@ from fastdense.modeling.load import load_retriever
 from fastdense.modeling.settings import RetrieverSettings, read_settings
 from fastdense.modeling.tokenizer import load_tokenizer
 from fastdense.retrieval.arguments import EncodeArguments, EncoderArguments
-from fastdense.retrieval.encode import TextTokenizer, autocast_dtype, check_fits
+from fastdense.retrieval.encode import Encode, TextTokenizer, autocast_dtype, check_fits, truncated
 from fastdense.retrieval.launch import Launch
 
 Q_MAX_LEN, P_MAX_LEN = 32, 128  # Tevatron v1's, for models that do not say theirs
@@ -46,6 +46,8 @@ def read_encoder(model: EncoderArguments, data: EncodeArguments) -> tuple[Encode
     tokenize = _text_tokenizer(tokenizer, data, settings)
     encoder = retriever.query_encoder if data.encode_is_qry else retriever.passage_encoder
     check_fits(encoder, tokenize)
+    if model.truncate_dim is not None and model.truncate_dim > encoder.dimension:
+        raise UserError(f"--truncate_dim is {model.truncate_dim}, but the vectors have {encoder.dimension} dimensions")
     return encoder, tokenize
 
 
@@ -68,7 +70,16 @@ def _text_tokenizer(tokenizer: Any, data: EncodeArguments, settings: RetrieverSe
     )
 
 
-def describe_encoder(encoder: Encoder, tokenize: TextTokenizer, precision: object) -> dict[str, str]:
+def as_asked(encode: Encode, model: EncoderArguments, encoder: Encoder) -> Encode:
+    """``encode`` with what ``--truncate_dim`` keeps of a vector."""
+    if model.truncate_dim is None:
+        return encode
+    return truncated(encode, model.truncate_dim, normalize=encoder.normalize)
+
+
+def describe_encoder(
+    encoder: Encoder, tokenize: TextTokenizer, precision: object, truncate_dim: int | None = None
+) -> dict[str, str]:
     """All that the vector of a text depends on, by names for messages."""
     weights = blake2b(digest_size=16)
     for name, tensor in encoder.state_dict().items():
@@ -83,6 +94,7 @@ def describe_encoder(encoder: Encoder, tokenize: TextTokenizer, precision: objec
         "prefix": tokenize.prefix,
         "separator": tokenize.separator,
         "precision": str(precision or "float32"),
+        **({} if truncate_dim is None else {"truncate_dim": str(truncate_dim)}),
     }
 
 

@@ -83,6 +83,29 @@ def vectors(files):
     return files
 
 
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("side", ["query", "document"])
+def test_cut_vectors_are_those_of_sentence_transformers(
+    tiny_rows, write_jsonl, tiny_bert_dir, tmp_path, normalize, side
+):
+    from sentence_transformers import SentenceTransformer
+
+    settings = RetrieverSettings(query_prefix="what ", q_max_len=12, p_max_len=12)
+    retriever = load_retriever(tiny_bert_dir, pooling="mean", normalize=normalize)
+    save_retriever(retriever, load_tokenizer(tiny_bert_dir), tmp_path / "model", settings)
+    texts = [row["query"] for row in tiny_rows]
+    rows = write_jsonl(tmp_path / "texts.jsonl", [{"text_id": i, "text": text} for i, text in enumerate(texts)])
+    flags = ["--encode_is_qry"] if side == "query" else []
+    files = ("--encode_in_path", rows, "--encoded_save_path", tmp_path / "cut.npy")
+    encode("--model_name_or_path", tmp_path / "model", *files, "--truncate_dim", 8, *flags)
+    cut = read_representations(tmp_path / "cut.npy").vectors
+    model = SentenceTransformer(str(tmp_path / "model"), truncate_dim=8, device="cpu")
+    expected = getattr(model, f"encode_{side}")(texts, normalize_embeddings=normalize)
+    assert cut.shape == (48, 8)
+    np.testing.assert_allclose(cut, expected, atol=1e-6)
+    assert np.allclose(np.linalg.norm(cut, axis=1), 1) == normalize
+
+
 def test_encode_search_evaluate(files, model_dir, capsys):
     model = ("--model_name_or_path", model_dir, "--output_dir", "temp", "--per_device_eval_batch_size", 16)
     encode(*model, "--encode_in_path", files / "queries.jsonl", "--encode_is_qry", "--encoded_save_path", files / "q")
@@ -244,6 +267,8 @@ ENCODE_MISTAKES = [
     ([*MODEL, *CORPUS, *SAVE, "--encode_rows_per_shard", "9", "--encode_num_shard", "3"], "leave --encode_num_shard"),
     ([*MODEL, *CORPUS, *SAVE, "--encode_num_shard", "0"], "--encode_num_shard must be at least 1, not 0"),
     ([*MODEL, *CORPUS, *SAVE, "--per_device_eval_batch_size", "0"], "--per_device_eval_batch_size must be at least 1"),
+    ([*MODEL, *CORPUS, *SAVE, "--truncate_dim", "0"], "--truncate_dim must be at least 1, not 0"),
+    ([*MODEL, *CORPUS, *SAVE, "--truncate_dim", "33"], "--truncate_dim is 33, but the vectors have 32 dimensions"),
     ([*MODEL, *CORPUS, *SAVE, "--p_max_len", "2"], "--p_max_len is 2, but the tokenizer adds 2 special tokens"),
     ([*MODEL, *CORPUS, *SAVE, "--p_max_len", "161"], "--p_max_len is 161, but the model has only 160 positions"),
     ([*MODEL, *CORPUS, *SAVE, "--p_max_len", "x"], "invalid int value: 'x'"),

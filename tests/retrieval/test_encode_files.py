@@ -217,8 +217,9 @@ def test_the_description_names_all_that_changes_vectors(tiny_bert_dir, tiny_bert
 
     def description(**changes: Any) -> dict[str, str]:
         text = {"max_length": 16, "prefix": "", "separator": " ", **changes.pop("text", {})}
+        cut = changes.pop("truncate_dim", None)
         encoder = load_retriever(changes.pop("model", tiny_bert_dir), **changes).passage_encoder
-        return describe_encoder(encoder, TextTokenizer(tokenizer, text.pop("max_length"), **text), None)
+        return describe_encoder(encoder, TextTokenizer(tokenizer, text.pop("max_length"), **text), None, cut)
 
     def changed(**changes: Any) -> list[str]:
         return [name for name, value in description(**changes).items() if value != description().get(name)]
@@ -226,6 +227,7 @@ def test_the_description_names_all_that_changes_vectors(tiny_bert_dir, tiny_bert
     assert changed() == changed(model=tiny_bert_no_dropout_dir) == []  # the same weights
     assert changed(pooling="mean") == ["pooling"]
     assert changed(normalize=True) == ["normalize"]
+    assert changed(truncate_dim=8) == ["truncate_dim"]
     assert changed(text={"max_length": 17}) == ["p_max_len"]
     assert changed(text={"prefix": "a "}) == ["prefix"]
     assert changed(text={"separator": "sep_token"}) == ["separator"]
