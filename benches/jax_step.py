@@ -1,6 +1,9 @@
-"""The JAX driver's training step: examples per second, memory and compile time, plain and with the gradient cache.
+"""The JAX driver's training step, plain and cached, against the same step with plain jnp, optax's loss and a scan.
 
     python -m benches jax_step --devices 8 --batch 64 256
+
+Every step is compiled once, then they take turns; medians. ``temp`` is what XLA says a device needs beside inputs and
+outputs, ``difference`` the relative norm of a step's gradients less those of the plain jnp step, same dropout.
 
 A BERT-shaped model with random weights and the documented lengths; on a CPU the devices are simulated and share it.
 """
@@ -36,41 +39,92 @@ def main() -> None:
 
 
 def measure(arguments: argparse.Namespace, batch: int) -> list[dict[str, Any]]:
-    """Print and return a line for the plain and one for the cached step."""
+    """Print and return a line for each step."""
     import jax
-    import jax.numpy as jnp
     import numpy as np
 
     from fastdense.jax.mesh import divide_rows, make_mesh, replicate
-    from fastdense.jax.train_step import GradientStep, Moment, StepSettings, Tally
+    from fastdense.jax.train_step import Moment, Tally
 
     mesh, encoder = make_mesh(), make_encoder(SIZES[arguments.size])
     params, inputs = replicate(encoder.params, mesh), divide_rows(make_batch(batch), mesh)
-    zero = np.float32(0)
+    moment = Moment(seed=np.uint32(0), step=np.int32(0), part=np.int32(0), share=np.float32(1))
 
-    def moment() -> Moment:
-        return Moment(seed=np.uint32(0), step=np.int32(0), part=np.int32(0), share=np.float32(1))
+    def once(program: Any) -> Any:
+        zero = np.float32(0)
+        return jax.block_until_ready(program(params, inputs, moment, replicate(Tally(zero, zero), mesh), None))
 
-    programs, lines = {}, {}
-    for name, rows in (("plain", None), ("grad_cache", tuple(arguments.chunk))):
-        step = GradientStep(encoder, StepSettings(scale=1.0, chunk_rows=rows), mesh)
-        tally = replicate(Tally(zero, zero), mesh)
+    programs, lines, gradients = {}, {}, {}
+    for name, step in make_steps(encoder, mesh, (arguments.chunk[0], arguments.chunk[1])).items():
         started = time.perf_counter()
-        jax.block_until_ready(step(params, inputs, moment(), tally, None))
-        lines[name] = {"step": name, "devices": mesh.size, "queries": batch, "passages": 2 * batch}
-        lines[name]["first_step_seconds"] = round(time.perf_counter() - started, 1)
-        programs[name] = step
+        tally = replicate(Tally(np.float32(0), np.float32(0)), mesh)
+        programs[name] = step.compiled.lower(params, inputs, moment, tally, None).compile()
+        lines[name] = {
+            "step": name,
+            "devices": mesh.size,
+            "queries": batch,
+            "passages": 2 * batch,
+            "compile_seconds": round(time.perf_counter() - started, 1),
+            "temp_mib": round(programs[name].memory_analysis().temp_size_in_bytes / 2**20),
+        }
+        gradients[name] = jax.device_get(once(programs[name])[1])
     times: dict[str, list[float]] = {name: [] for name in programs}
     for _ in range(arguments.rounds):
-        for name, step in programs.items():
-            tally = replicate(Tally(jnp.zeros(()), jnp.zeros(())), mesh)
+        for name, program in programs.items():
             started = time.perf_counter()
-            jax.block_until_ready(step(params, inputs, moment(), tally, None))
+            once(program)
             times[name].append(time.perf_counter() - started)
     for name, line in lines.items():
+        if not name.endswith("grad_cache"):  # whose chunks draw a dropout of their own
+            line["difference"] = float(f"{difference(gradients[name], gradients['jnp']):.1e}")
         line["examples_per_second"] = round(batch / statistics.median(times[name]), 2)
         print(json.dumps(line), flush=True)
     return list(lines.values())
+
+
+def make_steps(encoder: Any, mesh: Any, chunk: tuple[int, int]) -> dict[str, Any]:
+    """fastdense's two steps, and the plain one with each of the losses that a trainer would write otherwise."""
+    import jax
+    import jax.numpy as jnp
+    from jax import lax
+
+    from benches.jax_loss import SCALE, plain, scan, with_optax
+    from fastdense.jax.mesh import AXIS
+    from fastdense.jax.train_step import GradientStep, StepSettings
+
+    class PeerStep(GradientStep):
+        """GradientStep with another loss, which JAX differentiates."""
+
+        def __init__(self, loss: Any) -> None:
+            self._loss = loss
+            super().__init__(encoder, StepSettings(scale=SCALE), mesh)
+
+        def _score(self, query: Any, passage: Any, *, batch: Any, weight: Any, share: Any) -> Any:
+            def own_part(query: Any, passage: Any) -> Any:
+                return self._loss(query, passage, batch.target) * weight.sum() * share
+
+            everyone = lax.all_gather(passage, AXIS, tiled=True)
+            loss, (query_grad, passage_grad) = jax.value_and_grad(own_part, (0, 1))(query, everyone)
+            return loss, jnp.zeros(len(query)), (query_grad, lax.psum_scatter(passage_grad, AXIS, tiled=True))
+
+    def scan_over_rows(query: Any, passage: Any, target: Any) -> Any:
+        return scan(query, passage, target, rows=min(128, len(query)))
+
+    return {
+        "fastdense": GradientStep(encoder, StepSettings(scale=SCALE), mesh),
+        "fastdense grad_cache": GradientStep(encoder, StepSettings(scale=SCALE, chunk_rows=chunk), mesh),
+        **{name: PeerStep(loss) for name, loss in {"jnp": plain, "optax": with_optax, "scan": scan_over_rows}.items()},
+    }
+
+
+def difference(found: Any, expected: Any) -> float:
+    """Relative norm of the difference of two trees."""
+    import jax
+    import numpy as np
+
+    pairs = list(zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True))
+    squares = sum(float(np.square(ours - theirs, dtype=np.float64).sum()) for ours, theirs in pairs)
+    return (squares / sum(float(np.square(theirs, dtype=np.float64).sum()) for _, theirs in pairs)) ** 0.5
 
 
 def make_encoder(size: tuple[int, ...]) -> Any:
@@ -80,7 +134,7 @@ def make_encoder(size: tuple[int, ...]) -> Any:
     from fastdense.modeling.encoder import Encoder, Retriever
 
     names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
-    encoder = Encoder(BertModel(BertConfig(**dict(zip(names, size, strict=True)))), "cls")
+    encoder = Encoder(BertModel(BertConfig(**dict(zip(names, size, strict=True)))), "cls", normalize=True)
     return JaxRetriever.from_torch(Retriever(encoder, encoder))
 
 

@@ -194,3 +194,14 @@ def test_both_libraries_compute_a_layer_s_products(benches):
     for ways in benches("linears").products(5, 8, 12).values():
         expected, found = (way() for way in ways.values())
         torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.slow
+def test_the_jax_step_bench_compares_equal_gradients(tmp_path):
+    pytest.importorskip("jax")
+    found = tmp_path / "steps.json"
+    arguments = ["--devices", "2", "--size", "tiny", "--batch", "8", "--rounds", "1", "--json", str(found)]
+    subprocess.run([sys.executable, "-m", "benches", "jax_step", *arguments], cwd=ROOT, check=True, timeout=600)
+    lines = {line["step"]: line for line in json.loads(found.read_text())}
+    assert set(lines) == {"fastdense", "fastdense grad_cache", "jnp", "optax", "scan"}
+    assert all(line.get("difference", 0) < 1e-5 and line["temp_mib"] > 0 for line in lines.values())
