@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from collectives import EXCHANGE, REDUCTION
 
 from fastdense.distributed import PassageExchange
 
@@ -30,13 +31,15 @@ COMPARED += [
     "cached-tied-one-even-kept-accumulated",
     "cached-untied-even-kept-unused",
 ]
-CASES = [*COMPARED, "exchange", "empty-rank", "forward-alone-in-no-sync"]
+COUNTED = ["collectives-plain", "collectives-cached"]
+CASES = [*COMPARED, *COUNTED, "exchange", "empty-rank", "forward-alone-in-no-sync"]
 Results = list[dict[str, dict]]
 
 
 def start_ranks(world: int, directory: Path, cases: list[str]) -> list[subprocess.Popen[str]]:
     repository = Path(__file__).parents[2]
-    environment = os.environ | {"PYTHONPATH": str(repository), "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    path = os.pathsep.join([str(repository), str(repository / "tests")])
+    environment = os.environ | {"PYTHONPATH": path, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
     worker = str(Path(__file__).with_name("worker.py"))
     return [
         subprocess.Popen(
@@ -82,6 +85,12 @@ def test_ranks_take_the_step_of_one_process_over_the_global_batch(results, case)
 def test_gradients_are_reduced_once_a_step(results, case):
     for result in results:
         assert result[case]["reductions"] == [result[case]["parameters"]] * 2
+
+
+@pytest.mark.parametrize("case", COUNTED)
+def test_the_only_collectives_are_the_exchange_and_one_reduction(results, case):
+    expected = {"accumulated": EXCHANGE, "last": EXCHANGE | REDUCTION}
+    assert [result[case] for result in results] == [expected] * len(results)
 
 
 def test_a_forward_pass_inside_no_sync_reduces_nothing(results):

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from collectives import collectives_of
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -170,6 +171,20 @@ def relative_error(actual: nn.Module, expected: nn.Module) -> float:
     return float(max((one - other).abs().max() for one, other in gradients) / largest)
 
 
+def collectives(case: str, rank: int, world: int) -> dict[str, object]:
+    """Of an accumulated batch and of a step's last one, once DistributedDataParallel has sorted its buckets."""
+    model = DistributedDataParallel(Retriever(tied=True), broadcast_buffers=False)
+    part = Rows.random(4 * world, seed=1).part([4] * world, rank)
+    found: dict[str, object] = {}
+    for _step in range(3):
+        for name in ("accumulated", "last"):
+            with accumulating(model, last=name == "last"):
+                found[name] = collectives_of(
+                    lambda: shared_loss(part, *encode(model, part, "cached" in case)).backward()
+                )
+    return found
+
+
 def forward_alone_in_no_sync(_case: str, rank: int, world: int) -> dict[str, object]:
     model, reductions = wrap(Retriever(tied=True))
     part = Rows.random(4 * world, seed=1).part([4] * world, rank)
@@ -220,6 +235,8 @@ def killed(case: str, rank: int, world: int) -> dict[str, object]:
 
 
 CASES = {
+    "collectives-plain": collectives,
+    "collectives-cached": collectives,
     "exchange": exchange,
     "empty-rank": empty_rank,
     "forward-alone-in-no-sync": forward_alone_in_no_sync,

@@ -2,6 +2,9 @@
 
 import pytest
 import torch
+import torch.distributed as dist
+from collectives import EXCHANGE, REDUCTION, collectives_of
+from torch.nn.parallel import DistributedDataParallel
 from transformers import BertConfig, BertModel
 
 from fastdense.data.collation import pad
@@ -130,3 +133,22 @@ def test_a_tied_retriever_s_queries_and_passages_share_chunks():
     assert all(sides.get("query") is None for sides in calls)
     assert sum(len(sides["passage"]["input_ids"]) for sides in calls) == 24
     assert all(sides["passage"]["input_ids"].numel() <= 80 for sides in calls)
+
+
+@pytest.fixture
+def one_rank(tmp_path):
+    """A process group of this process alone, which calls what several would call."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("cache", [None, CacheSettings(40)], ids=["plain", "cached"])
+@pytest.mark.parametrize("mask_duplicates", [False, True])
+def test_a_step_s_only_collectives_are_the_exchange_and_one_reduction(one_rank, cache, mask_duplicates):
+    model, batch = DistributedDataParallel(make_retriever(), forward_sync_buffers=False), make_batch(copies=True)
+    step = ContrastiveStep(2.0, mask_duplicates=mask_duplicates, cache=cache, negatives_x_device=True)
+    for _ in range(3):  # in its second step DistributedDataParallel sorts its buckets
+        found = collectives_of(lambda: step(model, batch).loss.backward())
+    gathered = EXCHANGE["_allgather_base_"] - (not mask_duplicates)
+    assert found == EXCHANGE | REDUCTION | {"_allgather_base_": gathered}
