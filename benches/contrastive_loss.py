@@ -44,6 +44,7 @@ class Row:
     over_products: float | None = None
     tflops: float | None = None
     peak_mib: float | None = None
+    reason: str | None = None  # why it could not run
 
 
 def three_products(multiply: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor, Tensor], None]:
@@ -117,7 +118,13 @@ def measure(shape: tuple[int, int, int], dtype: str, device: str, repeats: int, 
         timed[name](*inputs)
     bare = list(timed)
     for name, function in providers(device, inputs[0].dtype, only).items():
-        error = error_of(function(*inputs), exact)
+        try:
+            error = error_of(function(*inputs), exact)
+        except Exception as reason:  # whatever a peer's kernels raise for what they cannot do
+            if name.startswith("fastdense"):
+                raise
+            rows[name] = Row(name, reason=str(reason).strip().partition("\n")[0])
+            continue
         rows[name] = Row(name, error)
         if error <= LARGEST_ERROR[dtype]:
             timed[name] = function
@@ -143,6 +150,8 @@ def _hopeless(seconds: dict[str, list[float]], name: str) -> bool:
 
 
 def show(row: Row) -> str:
+    if row.reason is not None:
+        return f"  {row.provider:26} cannot: {row.reason}"
     if row.median_ms is None:
         return f"  {row.provider:26} wrong: error {row.error:.1e}"
     peak = "" if row.peak_mib is None else f"{row.peak_mib:8.0f} MiB"

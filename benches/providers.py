@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import fastdense
+from benches.peer_providers import PEERS, make_peer
 from fastdense.loss.backends import IMPLEMENTATIONS
 
 SCALE = 20.0
@@ -84,6 +85,11 @@ def sentence_transformers_cached() -> Provider | None:
     return run
 
 
+def of_peer(name: str, device: str) -> Provider | None:
+    loss = make_peer(name, device, SCALE)
+    return None if loss is None else by_autograd(loss)
+
+
 def providers(device: str, dtype: torch.dtype, only: Sequence[str] = ()) -> dict[str, Provider]:
     """Those that can run here, by name; of these, if ``only`` says so, those whose name contains one of its parts.
 
@@ -99,6 +105,8 @@ def providers(device: str, dtype: torch.dtype, only: Sequence[str] = ()) -> dict
     makers["F.linear_cross_entropy"] = torch_fused
     makers["Python chunks of 256"] = lambda: python_chunks
     makers["sentence-transformers"] = sentence_transformers_cached
+    if device.startswith("cuda"):
+        makers |= {name: partial(of_peer, name, device) for name in PEERS}
     chosen = {name: make() for name, make in makers.items() if not only or any(part in name for part in only)}
     for name in (name for name, provider in chosen.items() if provider is None):
         print(f"{name}: not installed here, left out", file=sys.stderr)

@@ -54,6 +54,8 @@ def _rows(report: Row) -> dict[str, Row]:
 
 
 def _cell(row: Row, columns: tuple[str, ...]) -> str:
+    if row.get("reason") is not None:
+        return f"cannot: {row['reason']}"
     if row["median_ms"] is None:
         return f"wrong: error {row['error']:.1e}"
     fields = [COLUMNS[column] for column in columns]

@@ -51,6 +51,30 @@ def test_a_wrong_provider_gets_no_time(benches):
     assert "| x | wrong: error 5.0e-01 |" in table.table(("x bare", "gradient error"), [report])
 
 
+def test_a_provider_that_cannot_run_is_shown_with_its_reason(benches, monkeypatch):
+    bench = benches("contrastive_loss")
+
+    def refuses(*_inputs):
+        raise ValueError("takes as many passages as queries\nand more")
+
+    for name in ("peer", "fastdense reference"):
+        monkeypatch.setattr(bench, "providers", lambda *_, name=name: {name: refuses})
+        if name == "peer":
+            row = bench.measure((8, 16, 4), "float32", "cpu", 1, [])[-1]
+            assert bench.show(row).split(maxsplit=1)[1] == "cannot: takes as many passages as queries"
+        else:
+            with pytest.raises(ValueError, match="takes as many"):
+                bench.measure((8, 16, 4), "float32", "cpu", 1, [])
+
+
+def test_peers_kernels_are_asked_for_on_a_gpu_only(benches, capsys):
+    providers = benches("providers").providers
+    providers("cuda", torch.float32, ["Liger", "memeff"])
+    assert "Liger: not installed here, left out" in capsys.readouterr().err
+    assert providers("cpu", torch.float32, ["Liger", "memeff"]) == {}
+    assert capsys.readouterr().err == ""
+
+
 def test_the_bench_and_its_picture(tmp_path):
     pytest.importorskip("matplotlib")
     output = tmp_path / "results" / "here.json"
