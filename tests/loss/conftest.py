@@ -67,7 +67,7 @@ def oracle():
 
 
 def _draw(kind, rows, columns, width, dtype=torch.float32, seed=0):
-    """Query and passage: "random" or "trained" unit vectors, or "raw" dot products of hundreds."""
+    """Query and passage: unit vectors of one of the kinds below, or "raw" dot products of hundreds."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape):
@@ -81,6 +81,15 @@ def _draw(kind, rows, columns, width, dtype=torch.float32, seed=0):
     if kind == "trained":  # the cosine of query and target is about 0.7
         target = torch.arange(rows) * (columns // max(rows, 1)) % max(columns, 1)
         passage[target] = F.normalize(0.7 * query + 0.71 * passage[target], dim=1)
+    if kind == "low rank":  # four directions, and a little of all others
+        basis = normal(4, width)
+        query, passage = (F.normalize(rows[:, :4] @ basis + 0.1 * rows, dim=1) for rows in (query, passage))
+    if kind == "dominated":  # every query is closest to one column, which is nobody's target
+        common = F.normalize(normal(width), dim=0)
+        query = F.normalize(query + 2 * common, dim=1)
+        passage[columns // 2] = common
+    if kind == "equal":  # scores: the softmax is flat, and the queries' gradients are zero
+        passage[:] = passage[0]
     return query.to(dtype), passage.to(dtype)
 
 

@@ -39,6 +39,29 @@ def test_float32_is_as_exact_as_torch(implementation, oracle, draw, relative_err
         assert relative_error(actual, expected) <= allowed, name
 
 
+@pytest.mark.parametrize("kind", ["random", "trained", "low rank", "dominated", "equal"])
+@pytest.mark.parametrize("scale", [1.0, 20.0, 50.0, 100.0])
+def test_float32_gradients_are_within_two_millionths(implementation, oracle, draw, kind, scale):
+    """Of the norm; where terms of the size of scale / N cancel out in every row, of theirs."""
+    query, passage = draw(kind, 33, 70, 48)
+    target = last_target(33, 70)
+    exact = oracle(query, passage, target, scale=scale)
+    result = contrastive_loss_and_grad(query, passage, target, scale=scale, implementation=implementation)
+    for name in ("query_grad", "passage_grad"):
+        expected = getattr(exact, name)
+        error = (getattr(result, name).double() - expected).norm()
+        assert error <= 2e-6 * expected.norm().clamp_min(scale / len(query) ** 0.5), name
+
+
+def test_a_query_with_nothing_but_duplicates_of_its_target_learns_nothing(implementation, draw):
+    result = contrastive_loss_and_grad(
+        *draw("random", 9, 18, 16), scale=50.0, passage_id=torch.full((18,), 7), implementation=implementation
+    )
+    assert result.loss == 0
+    assert not result.query_grad.any()
+    assert not result.passage_grad.any()
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("kind", ["random", "trained", "raw"])
 @pytest.mark.parametrize("scale", [1.0, 20.0, 100.0])
