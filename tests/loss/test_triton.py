@@ -27,6 +27,7 @@ LEFT_OUT = [
     "twice_the_rounding_of and (1.0 or 50.0 or (shape1 and not 100.0-trained))",
     "twice_what and not raw-100.0",
     "half_precision and not 100.0-raw",
+    "two_millionths and not 100.0",
     "autograd_gives and not all",
     "same_bits or loss_and_grad_stays or (compile and not triton-False) or (contiguous and dtype0)",
 ]
