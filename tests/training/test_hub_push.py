@@ -72,6 +72,21 @@ def test_every_save_pushes_a_retriever_and_checkpoint_all_that_a_resumption_need
     assert json.loads((pushed / "last-checkpoint" / "trainer_state.json").read_text())["global_step"] == 4
 
 
+def test_all_checkpoints_stay_on_the_hub_and_each_resumes(reachable: HubStandIn, train_tiny: Train) -> None:
+    """Also those that --save_total_limit has removed here."""
+    output = train_tiny(*PUSH, *SAVE, "--hub_strategy", "all_checkpoints", "--save_total_limit", "1")
+    pushed = reachable.pushed(f"{USER}/retriever")
+    assert reachable.commits == [
+        *("Training in progress, step 2", "Training in progress, step 2, checkpoint"),
+        *("Training in progress, step 4", "Training in progress, step 4, checkpoint", "End of training"),
+    ]
+    assert [path.name for path in sorted(output.glob("checkpoint-*"))] == ["checkpoint-4"]
+    assert names(pushed / "checkpoint-2") == names(pushed / "checkpoint-4") == names(output / "checkpoint-4")
+    assert "optimizer.pt" not in names(pushed)
+    resumed = train_tiny("--resume_from_checkpoint", str(pushed / "checkpoint-2"), name="resumed")
+    assert (resumed / "model.safetensors").read_bytes() == (output / "model.safetensors").read_bytes()
+
+
 def test_a_failed_push_leaves_the_directory_and_says_how_to_push_by_hand(
     reachable: HubStandIn, train_tiny: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
