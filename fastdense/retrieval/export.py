@@ -38,7 +38,7 @@ def export_table(path: str | Path, files: Sequence[Path], on_shard: Callable[[in
             if writer is None:
                 writer = stack.enter_context(_table_writer(temporary, width))
             for block in shard.blocks(BLOCK_BYTES):
-                vectors = pa.FixedSizeListArray.from_arrays(pa.array(shard.vectors[block].reshape(-1)), width)
+                vectors = pa.FixedSizeListArray.from_arrays(pa.array(shard.rows(block).reshape(-1)), width)
                 writer.write_table(pa.Table.from_arrays([pa.array(shard.ids[block]), vectors], schema=_schema(width)))
             rows += len(shard.ids)
     return rows
@@ -69,7 +69,7 @@ def export_index(
                 if not index.is_trained:
                     index.train(_sample(files, train_rows))
             for block in shard.blocks(BLOCK_BYTES):
-                index.add(np.ascontiguousarray(shard.vectors[block]))
+                index.add(shard.rows(block))
             ids += shard.ids
     except RuntimeError as error:
         reason = " ".join(str(error).split())
@@ -106,7 +106,7 @@ def _sample(files: Sequence[Path], rows: int) -> NDArray[np.float32]:
     samples, start = [], 0
     for file, count in zip(files, counts, strict=True):
         own = chosen[(chosen >= start) & (chosen < start + count)] - start
-        samples.append(read_representations(file).vectors[own])
+        samples.append(read_representations(file).rows(own))
         start += count
     return np.concatenate(samples)
 

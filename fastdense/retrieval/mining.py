@@ -171,7 +171,7 @@ class _PositiveScores:
     """Every query's scores of its known positives, read off the shards as they pass by."""
 
     def __init__(self, queries: Representations, positives: Sequence[AbstractSet[str]]) -> None:
-        self._queries = queries.vectors
+        self._queries = queries.rows(slice(None))
         self._rows: dict[str, list[int]] = {}
         for row, known in enumerate(positives):
             for passage_id in known:
@@ -186,7 +186,7 @@ class _PositiveScores:
             yield shard  # checked by the search before its vectors are multiplied here
             for number, passage_id in enumerate(shard.ids):
                 if rows := self._rows.get(passage_id):
-                    scores = inner_products(shard.vectors[number], self._queries[rows])
+                    scores = inner_products(shard.rows(number), self._queries[rows])
                     self.lowest[rows] = np.minimum(self.lowest[rows], scores)
                     self.sums[rows] += scores
                     self.counts[rows] += 1

@@ -21,19 +21,28 @@ from fastdense.retrieval.pickles import read_array_pickle
 from fastdense.retrieval.rankings import is_rankable
 
 IDS_ENDING = ".ids.txt"
+CHECKED_BYTES = 2**26  # of vectors that are looked at at a time
 SHARD_NAME = re.compile(r"(?P<stem>.+)-\d{5,}-of-(?P<count>\d{5,})(?P<suffix>\.[^.]*)?", re.DOTALL)
 
 
 @dataclass(frozen=True)
 class Representations:
-    """``vectors`` float32 [N, D] and the ``ids`` of their N texts; ``source`` says in messages where they are from."""
+    """``vectors`` [N, D] and the ``ids`` of their N texts; ``source`` says in messages where they are from.
+
+    ``vectors`` are of the floats that they are stored in, and may be memory-mapped; :meth:`rows` reads some of them as
+    float32.
+    """
 
     ids: list[str]
-    vectors: NDArray[np.float32]
+    vectors: NDArray[np.floating]
     source: str = "the representations"
 
+    def rows(self, chosen: slice | int | NDArray[np.int64]) -> NDArray[np.float32]:
+        """Vectors in float32, contiguous; a copy if they are not stored so."""
+        return np.ascontiguousarray(self.vectors[chosen], dtype=np.float32)
+
     def blocks(self, n_bytes: int) -> list[slice]:
-        """Consecutive rows, ``n_bytes`` of vectors at a time and at least one row."""
+        """Consecutive rows, ``n_bytes`` of float32 vectors at a time and at least one row."""
         size = max(1, n_bytes // max(1, 4 * self.vectors.shape[1]))
         return [slice(start, min(start + size, len(self.ids))) for start in range(0, len(self.ids), size)]
 
@@ -131,7 +140,10 @@ def read_representations(path: str | Path) -> Representations:
         case _:
             vectors, ids = _read_pickle(path)
     check_ids(ids, str(path))
-    return Representations(ids, _checked_vectors(path, vectors, ids), str(path))
+    _check_shape(path, vectors, ids)
+    representations = Representations(ids, vectors, str(path))
+    _check_finite(representations)
+    return representations
 
 
 def check_ids(ids: list[str], source: str) -> None:
@@ -145,20 +157,28 @@ def check_ids(ids: list[str], source: str) -> None:
             raise UserError(f"{source}: the id {text_id!r} is empty or holds a tab or a line break")
 
 
-def _checked_vectors(path: Path, vectors: np.ndarray, ids: list[str]) -> NDArray[np.float32]:
+def _check_shape(path: Path, vectors: np.ndarray, ids: list[str]) -> None:
     if vectors.ndim != 2 or vectors.dtype.kind != "f":
         raise UserError(
             f"{path}: an array of floats [texts, dimension] was expected, not {vectors.dtype} {list(vectors.shape)}"
         )
     if len(vectors) != len(ids):
         raise UserError(f"{path}: {len(vectors)} vectors but {len(ids)} ids; encode the texts again")
-    vectors = np.ascontiguousarray(vectors, dtype=np.float32)
-    # A sum is finite only where every number is, and needs no second array of the same size.
-    with np.errstate(over="ignore", invalid="ignore"):
-        broken = np.flatnonzero(~np.isfinite(vectors.sum(axis=1, dtype=np.float64)))
-    if len(broken):
-        raise UserError(f"{path}: the vector of {ids[broken[0]]!r} holds NaN or infinity ({len(broken)} vectors do)")
-    return vectors
+
+
+def _check_finite(representations: Representations) -> None:
+    """In float32, which everything is computed in; block by block, so that no second array of the size is needed."""
+    broken: list[int] = []
+    for block in representations.blocks(CHECKED_BYTES):
+        # A sum is finite only where every number is.
+        with np.errstate(over="ignore", invalid="ignore"):
+            sums = representations.rows(block).sum(axis=1, dtype=np.float64)
+        broken += (block.start + np.flatnonzero(~np.isfinite(sums))).tolist()
+    if broken:
+        first = representations.ids[broken[0]]
+        raise UserError(
+            f"{representations.source}: the vector of {first!r} holds NaN or infinity ({len(broken)} vectors do)"
+        )
 
 
 def _ids_path(path: Path) -> Path:

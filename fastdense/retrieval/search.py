@@ -75,7 +75,7 @@ def search_shards(
     Raises:
         UserError: see :func:`exact_search`; or an id occurs in two shards.
     """
-    best = _BestSoFar(queries.vectors, depth)
+    best = _BestSoFar(queries.rows(slice(None)), depth)
     seen: set[str] = set()
     for shard in shards:
         _check_shard(queries, shard, seen)
@@ -83,7 +83,7 @@ def search_shards(
         blocks = shard.blocks(BLOCK_BYTES)
         for number, block in enumerate(blocks):
             before = len(queries.ids) * number // len(blocks)
-            for done in best.add(shard.vectors[block], shard.ids[block], batch_size):
+            for done in best.add(shard.rows(block), shard.ids[block], batch_size):
                 after = (len(queries.ids) * number + done) // len(blocks)
                 if on_batch is not None:
                     on_batch(after - before)
@@ -96,7 +96,7 @@ class _BestSoFar:
     """The best passages of all queries [Q, D] among the blocks of passages that have been added."""
 
     def __init__(self, queries: Floats, depth: int) -> None:
-        self.queries = np.ascontiguousarray(queries, dtype=np.float32)
+        self.queries = queries
         self.depth = depth
         self.ids: list[str] = []
         self.scores = np.empty((len(queries), 0), np.float32)
@@ -105,7 +105,6 @@ class _BestSoFar:
 
     def add(self, passages: Floats, ids: Sequence[str], batch_size: int) -> Iterator[int]:
         """Score every query against ``passages`` [M, D]; yields how many queries are done."""
-        passages = np.ascontiguousarray(passages, dtype=np.float32)
         first, before = len(self.ids), self.scores.shape[1]
         self.ids += ids
         self._widen(min(self.depth, len(self.ids)))
@@ -132,7 +131,7 @@ def _check_shard(queries: Representations, shard: Representations, seen: set[str
     shard.check_new(seen)
 
 
-def _check_problem(query_reps: Floats, passage_reps: Floats, depth: int) -> None:
+def _check_problem(query_reps: NDArray[np.floating], passage_reps: NDArray[np.floating], depth: int) -> None:
     if depth < 1:
         raise UserError(f"--depth must be at least 1, not {depth}")
     if not len(query_reps) or not len(passage_reps):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from fastdense.errors import UserError
+from fastdense.retrieval import representations as representations_module
 from fastdense.retrieval.pickles import read_array_pickle
 from fastdense.retrieval.rankings import Ranked, merge_runs, read_run, write_run
 from fastdense.retrieval.representations import (
@@ -120,6 +121,18 @@ def test_a_file_cut_short(tmp_path, representations, ending, keep):
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(UserError, match=re.escape(str(path))):
         read_representations(path)
+
+
+@pytest.mark.parametrize(("dtype", "value"), [("<f2", np.nan), ("<f4", -np.inf), ("<f8", 1e300)])
+def test_broken_vectors_are_counted_over_all_blocks(tmp_path, monkeypatch, dtype, value):
+    """1e300 is finite, but not in float32, which is what is computed in."""
+    monkeypatch.setattr(representations_module, "CHECKED_BYTES", 4 * 8 * 3)  # three vectors
+    vectors = np.ones((10, 8), dtype)
+    vectors[[4, 9], 2] = value
+    np.save(tmp_path / "r.npy", vectors)
+    (tmp_path / "r.ids.txt").write_text("".join(f"d{i}\n" for i in range(10)))
+    with pytest.raises(UserError, match=r"r\.npy: the vector of 'd4' holds NaN or infinity \(2 vectors do\)"):
+        read_representations(tmp_path / "r.npy")
 
 
 def write_pickle(path, *content):

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from fastdense.errors import UserError
-from fastdense.retrieval import search
+from fastdense.retrieval import representations, search
 from fastdense.retrieval.rankings import merge_runs
-from fastdense.retrieval.representations import Representations, read_representations, write_representations
+from fastdense.retrieval.representations import Representations, read_representations
 from fastdense.retrieval.search import SPARE_CANDIDATES, exact_search, search_shards
 
 
@@ -92,22 +92,27 @@ def test_all_queries_look_at_a_block_before_any_looks_at_the_next(queries, passa
     assert seen == [(20, 0), (17, 0), (20, 300), (17, 300), (20, 600), (17, 600)]
 
 
-def test_a_mapped_shard_is_never_in_memory_as_a_whole(tmp_path, monkeypatch):
+@pytest.mark.parametrize("dtype", ["<f4", "<f2", "<f8"])
+def test_a_mapped_shard_is_never_in_memory_as_a_whole(tmp_path, monkeypatch, dtype):
     monkeypatch.setattr(search, "BLOCK_BYTES", 2**20)
+    monkeypatch.setattr(representations, "CHECKED_BYTES", 2**20)
     n, width = 2**14, 512
     queries = Representations(["q0", "q1"], random_vectors(2, 0, width))
-    vectors = random_vectors(n, 1, width)
-    write_representations(tmp_path / "shard.npy", Representations([str(i) for i in range(n)], vectors))
-    search_shards(queries, [Representations(["a"], vectors[:1])], 1)  # imports faiss
+    vectors = random_vectors(n, 1, width).astype(np.float16)  # exact in all of them
+    np.save(tmp_path / "shard.npy", vectors.astype(dtype))
+    (tmp_path / "shard.ids.txt").write_text("".join(f"{i}\n" for i in range(n)))
+    expected = search_shards(queries, [Representations([str(i) for i in range(n)], vectors.astype(np.float32))], 10)
     tracemalloc.start()
     try:
         passages = read_representations(tmp_path / "shard.npy")
-        search_shards(queries, [passages], 10)
+        found = search_shards(queries, [passages], 10)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert passages.vectors.nbytes == 2**25
+    assert passages.vectors.dtype == dtype
+    assert 4 * passages.vectors.size == 2**25
     assert peak < 2**23
+    assert as_lists(found) == as_lists(expected)
 
 
 @pytest.mark.parametrize("step", [1, -1])
