@@ -32,13 +32,13 @@ def table(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def with_table(page: str, made: str) -> str:
+def with_table(page: str, made: str, opening: str = START) -> str:
     """``page`` with ``made`` between the markers, which it must have."""
-    before, start, rest = page.partition(START)
+    before, start, rest = page.partition(opening)
     _, end, after = rest.partition(END)
     if not (start and end):
-        raise SystemExit(f"step_table: {PAGE} lacks its two markers, {START} and {END}")
-    return f"{before}{START}\n\n{made}\n\n{END}{after}"
+        raise SystemExit(f"step_table: {PAGE} lacks its two markers, {opening} and {END}")
+    return f"{before}{opening}\n\n{made}\n\n{END}{after}"
 
 
 def main() -> None:

@@ -197,6 +197,15 @@ def test_the_step_s_table_shows_the_json_and_nothing_for_what_was_not_measured(b
         table.with_table("a page without them", "")
 
 
+def test_the_ranks_bench_and_its_table(benches, tmp_path):
+    benches("ranks")._rank(0, 1, str(tmp_path), (4, 8, 16), 1)  # what one process of one does
+    assert json.loads((tmp_path / "0.json").read_text()).keys() == {"loss_cpu_ms", "exchange_ms", "error"}
+    table = benches("ranks_table")
+    report = json.loads((ROOT / "benches/results/ranks-cpu-intel-xeon-sapphire-rapids.json").read_text())
+    page = (ROOT / "docs/training.md").read_text(encoding="utf-8")
+    assert benches("step_table").with_table(page, table.table(report), table.START) == page
+
+
 @pytest.mark.parametrize(
     ("operation", "kind"),
     [

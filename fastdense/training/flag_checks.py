@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -14,7 +15,10 @@ from fastdense.errors import UserError
 
 MEASURES = ("mrr@10", "ndcg@10", "recall@10", "recall@100")  # what --eval_strategy measures
 
-_SHARDING = "training shards nothing yet: start with torchrun (DDP)"
+_SHARDING = (
+    "parameters are not sharded, since every model call would need all ranks, which differ in chunks: start with "
+    "torchrun (DDP), and save memory with --grad_cache, --gradient_checkpointing or --lora"
+)
 _MEASURED_OTHERWISE = "a run is measured by searching the corpus of --eval_dir, which knows no batches with labels"
 _LIGER = "its kernels replace language-model layers only"
 _BY_LENGTH = "rows have a query and passages, not one length; chunks of --grad_cache are planned by length anyway"
@@ -51,6 +55,15 @@ _REFUSED = {
     "hub_always_push": "every push is waited for, so that none is left out",
 }
 
+# How `accelerate launch` hands over what its flags or its configuration file say.
+_SHARDED_BY_ACCELERATE = {
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism config",
+}
+_TRUE = ("1", "true", "yes", "on", "y", "t")
+
 _AT_LEAST_ONE = (
     "per_device_train_batch_size",
     "per_device_eval_batch_size",
@@ -86,6 +99,7 @@ def check_flags(args: Any, refused: Mapping[str, str] = MappingProxyType({})) ->
     ``refused`` are further flags that a driver refuses, and its reasons, which come before those for all drivers.
     """
     _check_refused(args, {**_REFUSED, **refused})
+    _check_launcher()
     _check_numbers(args)
     _check_evaluation(args)
     _check_hub(args)
@@ -109,6 +123,12 @@ def _check_refused(args: Any, refused: Mapping[str, str]) -> None:
         raise UserError(f"--optim_args must be name=value,name=value, not {args.optim_args!r}")
     if "lomo" in _name(args.optim) or _name(args.optim).endswith("layerwise"):
         raise UserError(f"--optim {_name(args.optim)} is refused: it steps before all gradients of a batch are there")
+
+
+def _check_launcher() -> None:
+    for name, what in _SHARDED_BY_ACCELERATE.items():
+        if os.environ.get(name, "").lower() in _TRUE:
+            raise UserError(f"{what} of accelerate ({name}={os.environ[name]}) is refused: {_SHARDING}")
 
 
 def default_of(field: dataclasses.Field[Any]) -> Any:

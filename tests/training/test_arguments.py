@@ -1,6 +1,7 @@
 """The documented flags, their defaults, and what is refused."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -125,6 +126,52 @@ def test_fp16_is_refused_on_a_cpu() -> None:
 def test_what_cannot_work_is_refused(flags: str, message: str) -> None:
     with pytest.raises(UserError, match=re.escape(message)):
         parse(*flags.split())
+
+
+@pytest.mark.parametrize("cache", ["", " --grad_cache"], ids=["plain", "grad_cache"])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--fsdp",
+        "--fsdp true",
+        "--fsdp full_shard",
+        '--fsdp_config {"version":2}',
+        "--deepspeed zero3.json",
+        '--deepspeed {"zero_optimization":{"stage":3}}',
+    ],
+)
+def test_sharding_is_refused_by_name_before_ranks_meet(flags: str, cache: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As torchrun starts a rank: whoever waits for the other one here waits forever.
+    for name, value in {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 2, "MASTER_ADDR": "::1", "MASTER_PORT": 1}.items():
+        monkeypatch.setenv(name, str(value))
+    with pytest.raises(UserError, match=rf"{flags.split()[0]} is refused: .* start with torchrun \(DDP\)"):
+        parse(*(flags + cache).split())
+
+
+def test_sharding_in_a_configuration_file_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("fsdp: full_shard\n")
+    with pytest.raises(UserError, match="--fsdp is refused"):
+        parse("--config", str(file))
+
+
+@pytest.mark.parametrize(
+    ("variable", "what"),
+    [
+        ("ACCELERATE_USE_FSDP", "FSDP"),
+        ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed"),
+        ("ACCELERATE_USE_MEGATRON_LM", "Megatron-LM"),
+        ("ACCELERATE_USE_PARALLELISM_CONFIG", "a parallelism config"),
+    ],
+)
+def test_sharding_that_accelerate_asks_for_is_refused(
+    variable: str, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, "true")
+    with pytest.raises(UserError, match=rf"{what} of accelerate \({variable}=true\) is refused: .* torchrun"):
+        parse("--grad_cache")
+    monkeypatch.setenv(variable, "false")
+    parse("--grad_cache")
 
 
 @pytest.mark.parametrize(
