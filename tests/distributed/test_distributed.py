@@ -32,6 +32,7 @@ COMPARED += [
     "cached-untied-even-kept-unused",
 ]
 COUNTED = ["collectives-plain", "collectives-cached"]
+OBJECTIVES = ["objectives-plain-untied-uneven", "objectives-cached-tied-uneven"]  # import more: two ranks are enough
 CASES = [*COMPARED, *COUNTED, "exchange", "empty-rank", "forward-alone-in-no-sync"]
 Results = list[dict[str, dict]]
 
@@ -67,7 +68,7 @@ def finish(ranks: list[subprocess.Popen[str]], timeout: float) -> list[str]:
 def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Results]:
     """What each rank found in each case."""
     directory = tmp_path_factory.mktemp("ranks")
-    ranks = start_ranks(request.param, directory, CASES)
+    ranks = start_ranks(request.param, directory, [*CASES, *OBJECTIVES] if request.param == 2 else CASES)
     errors = finish(ranks, timeout=180)
     assert [rank.returncode for rank in ranks] == [0] * len(ranks), "\n".join(errors)
     return [json.loads((directory / f"{rank}.json").read_text()) for rank in range(len(ranks))]
@@ -77,6 +78,15 @@ def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 def test_ranks_take_the_step_of_one_process_over_the_global_batch(results, case):
     for result in results:
         assert result[case]["error"] < 1e-6
+        for mean, expected in result[case]["losses"]:
+            assert mean == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("results", [2], ids="{} ranks".format, indirect=True)
+@pytest.mark.parametrize("case", OBJECTIVES)
+def test_so_they_do_with_prefixes_a_filter_and_a_teacher(results, case):
+    for result in results:
+        assert result[case]["error"] < 1e-9
         for mean, expected in result[case]["losses"]:
             assert mean == pytest.approx(expected, rel=1e-6)
 

@@ -10,7 +10,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,13 +65,15 @@ class Rows:
     query: Batch
     passage: Batch
     passage_id: Tensor
+    teacher_score: Tensor
 
     @classmethod
     def random(cls, queries: int, seed: int) -> "Rows":
         torch.manual_seed(seed)
         # Few different ids, so that some passages are duplicates of another query's target.
         ids = torch.randint(0, 2 * queries, (queries * PASSAGES_A_QUERY,))
-        return cls(random_batch(queries, 6), random_batch(queries * PASSAGES_A_QUERY, 9), ids)
+        batches = random_batch(queries, 6), random_batch(queries * PASSAGES_A_QUERY, 9)
+        return cls(*batches, ids, torch.randn(queries, PASSAGES_A_QUERY))
 
     def part(self, rows: list[int], rank: int) -> "Rows":
         start, end = sum(rows[:rank]), sum(rows[: rank + 1])
@@ -80,6 +82,7 @@ class Rows:
             {name: tensor[start:end] for name, tensor in self.query.items()},
             {name: tensor[passages] for name, tensor in self.passage.items()},
             self.passage_id[passages],
+            self.teacher_score[start:end],
         )
 
 
@@ -114,7 +117,7 @@ def single_process_loss(rows: Rows, query: Tensor, passage: Tensor) -> Tensor:
     return attach_gradients(result.loss, (query, passage), (result.query_grad, result.passage_grad))
 
 
-def wrap(model: Retriever, **options: bool) -> tuple[DistributedDataParallel, list[int]]:
+def wrap(model: nn.Module, **options: bool) -> tuple[DistributedDataParallel, list[int]]:
     """The model under DistributedDataParallel, and a list that gets the size of each gradient reduction."""
     reductions: list[int] = []
 
@@ -134,24 +137,51 @@ def accumulating(model: DistributedDataParallel, last: bool) -> Iterator[None]:
         yield
 
 
+Loss = Callable[[nn.Module, Rows], Tensor]
+
+
+def plain_objective(options: list[str]) -> tuple[Callable[[bool], nn.Module], Loss, Loss]:
+    """How to make a retriever, and its loss in one process and on W ranks."""
+    how = {"cached": "cached" in options, "one_encoder": "one" in options}
+    graphs = GraphBudget(1.0) if "kept" in options else None
+    return (
+        Retriever,
+        lambda model, rows: single_process_loss(rows, *encode(model, rows, cached=False)),
+        lambda model, rows: shared_loss(rows, *encode(model, rows, **how, graphs=graphs)),
+    )
+
+
+def every_objective(options: list[str]) -> tuple[Callable[[bool], nn.Module], Loss, Loss]:
+    """The same with prefixes, a false-negative filter and a teacher, by the trainer's step."""
+    import objectives  # transformers takes seconds
+
+    alone = objectives.make_step(cached=False, ranks=False)
+    shared = objectives.make_step(cached="cached" in options, ranks=True)
+    return (
+        objectives.make_retriever,
+        lambda model, rows: objectives.loss(alone, model, rows, PASSAGES_A_QUERY),
+        lambda model, rows: objectives.loss(shared, model, rows, PASSAGES_A_QUERY),
+    )
+
+
 def compare(case: str, rank: int, world: int) -> dict[str, object]:
     """Two steps on W ranks beside two steps in one process."""
     options = case.split("-")
-    cached, tied, micro_batches = "cached" in options, "tied" in options, 2 if "accumulated" in options else 1
+    tied, micro_batches = "tied" in options, 2 if "accumulated" in options else 1
     counts = ROWS["uneven" if "uneven" in options else "even"][:world]
-    alone, shared = Retriever(tied), Retriever(tied)
+    make, alone_loss, ranks_loss = (every_objective if "objectives" in options else plain_objective)(options)
+    alone, shared = make(tied), make(tied)
     model, reductions = wrap(shared, find_unused_parameters="unused" in options)
     optimizers = [torch.optim.SGD(module.parameters(), lr=0.5) for module in (alone, model)]
-    graphs = GraphBudget(1.0) if "kept" in options else None
     losses = []
     for step in range(2):
         for micro_batch in range(micro_batches):
             rows = Rows.random(sum(counts), seed=10 * step + micro_batch)
-            expected = single_process_loss(rows, *encode(alone, rows, cached=False))
+            expected = alone_loss(alone, rows)
             (expected / micro_batches).backward()
             part = rows.part(counts, rank)
             with accumulating(model, micro_batch == micro_batches - 1):
-                loss = shared_loss(part, *encode(model, part, cached, one_encoder="one" in options, graphs=graphs))
+                loss = ranks_loss(model, part)
                 (loss / micro_batches).backward()
             mean = loss.detach().clone()
             dist.all_reduce(mean)

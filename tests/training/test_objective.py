@@ -1,4 +1,7 @@
-"""Prefixes, filters and teachers in a step, plain, cached and over ranks, against autograd through the model."""
+"""Prefixes, filters and teachers in a step, plain and cached, against autograd through the model.
+
+Over ranks: ``tests/distributed``.
+"""
 
 import json
 
@@ -71,53 +74,6 @@ def test_a_step_is_autograd_through_the_plain_form(cache, normalize, options):
     expected = by_autograd(retriever, batch, scale=5.0, margin=margin, **plain)
     actual = run(ContrastiveStep(5.0, **options, cache=cache), retriever, batch)
     assert_near(actual, expected)
-
-
-def part_of(batch, rank):
-    """Half of the queries with their passages."""
-    queries, passages = slice(3 * rank, 3 * rank + 3), slice(9 * rank, 9 * rank + 9)
-    cut = {side: {name: x[rows] for name, x in batch[side].items()} for side, rows in (("query", queries),)}
-    cut["passage"] = {name: x[passages] for name, x in batch["passage"].items()}
-    others = {"passage_id": batch["passage_id"][passages], "teacher_score": batch["teacher_score"][queries]}
-    return {**cut, **others, "target": torch.arange(0, 9, 3)}
-
-
-class TwoRanks:
-    """The exchange of two ranks that take turns: each sees all passages, and returns go into one sum."""
-
-    def __init__(self, everything):
-        self.everything, self.returned, self.loss_weight = everything, torch.zeros(()), 1.0
-
-    def at(self, rank):
-        self.offset = 9 * rank
-        return lambda *_: self
-
-    def gather(self, rows):
-        return self.everything
-
-    def return_gradients(self, gradients):
-        self.returned = self.returned + gradients
-        return torch.zeros(9, 16)
-
-
-def test_ranks_divide_the_global_batch(monkeypatch):
-    """Two ranks' means, and the passages' gradients summed over them, are those of one process."""
-    retriever, batch = make_retriever(), {**make_batch(copies=False), "teacher_score": SCORES}
-    filtered = {"prefixes": Prefixes(DIMS, WEIGHTS), "false_negatives": FalseNegativeFilter(absolute=-0.01)}
-    options = {**filtered, "distillation": TEACHER}
-    seen = []
-    monkeypatch.setattr(step_module, "attach_gradients", lambda loss, _, gradients: seen.append(gradients) or loss)
-    whole = ContrastiveStep(5.0, **options)(retriever, batch)
-    (query_grad, passage_grad), exchange = seen.pop(), TwoRanks(retriever(passage=batch["passage"])[1].detach())
-    losses = []
-    for rank in range(2):
-        monkeypatch.setattr(step_module, "PassageExchange", exchange.at(rank))
-        shared = ContrastiveStep(5.0, **options, negatives_x_device=True)
-        losses.append(shared(retriever, part_of(batch, rank)).loss)
-    torch.testing.assert_close(sum(losses) / 2, whole.loss)
-    torch.testing.assert_close(torch.cat([query for query, _ in seen]) / 2, query_grad)
-    own = torch.cat([passage for _, passage in seen])  # what the exchange did not return: the teacher's part
-    torch.testing.assert_close((exchange.returned + own) / 2, passage_grad)
 
 
 def scored(rows):
