@@ -212,6 +212,16 @@ ROWS = [
     ("train --train_dir {bad}/empty", "empty", "put the rows there"),
     ("train --train_dir {bad}/nowhere", "nowhere: there is no such file or directory"),
     ("train --train_dir ''", "--train_dir", "--dataset_name"),
+    ("train --streaming", "--streaming is for --dataset_name", "leave it out"),
+    ("train --train_dir '' --dataset_name a/b --streaming --max_steps -1", "--streaming needs --max_steps"),
+    ("train --train_dir '' --dataset_name a/b c/d --streaming", "--streaming takes one data set"),
+    (
+        "train --train_dir '' --dataset_name a/b --streaming --streaming_buffer 0",
+        "--streaming_buffer must be at least 1",
+    ),
+    ("train --train_dir '' --dataset_name ./rows --streaming", "./rows is a path", "--train_dir"),
+    ("train --train_dir '' --dataset_name a/b --streaming", "--dataset_name a/b: a/b", "cannot be loaded"),
+    ("train --streaming_buffer 9", "--streaming_buffer is for --streaming"),
     ("train --train_dir '' --dataset_name a/b json", "there is nothing to train on: pass --train_dir"),
     ("train --train_dir '' --dataset_name a/b a/b", "--dataset_name names a data set twice", "--train_weights"),
     (

@@ -45,17 +45,41 @@ def hub_source(dataset_name: str, cache_dir: str | None = None) -> Source:
     script = name.repository.split("/")[-1] + ".py"
     if script in files:
         _download(name, [script], None, cache_dir)  # never run, but known by it again when offline
-        return _script_repository(name, files, cache_dir)
+        return _download(name, *_script_files(name, files, cache_dir), cache_dir)
     return _dataset(name, cache_dir)
 
 
-def _script_repository(name: HubName, files: Sequence[str], cache_dir: str | None) -> Source:
+def hub_stream(dataset_name: str, cache_dir: str | None = None) -> tuple[str, Any]:
+    """What messages call the hub's ``dataset_name``, and its rows as a ``datasets.IterableDataset``, not yet read."""
+    import datasets
+
+    name = parse_dataset_name(dataset_name)
+    files = _list_files(name.repository, None, cache_dir)
+    try:
+        if name.repository.split("/")[-1] + ".py" in files:
+            chosen, revision = _script_files(name, files, cache_dir)
+            paths = [f"hf://datasets/{name.repository}@{revision or 'main'}/{file}" for file in chosen]
+            kind = "parquet" if chosen[0].endswith(".parquet") else "json"
+            rows = datasets.load_dataset(kind, data_files=paths, split="train", streaming=True)
+        else:
+            rows = datasets.load_dataset(
+                name.repository, name.config, split=name.split, streaming=True, cache_dir=cache_dir
+            )
+    except UserError:
+        raise
+    except Exception as error:
+        raise _cannot_be_loaded(name, error) from error
+    return _title(name), rows
+
+
+def _script_files(name: HubName, files: Sequence[str], cache_dir: str | None) -> tuple[list[str], str | None]:
+    """The split's files in a repository with a script, and the revision that they are in."""
     chosen = split_files(files, name)
     if chosen:
-        return _download(name, chosen, None, cache_dir)
+        return chosen, None
     chosen = converted_files(_list_files(name.repository, PARQUET_REVISION, cache_dir), name)
     if chosen:
-        return _download(name, chosen, PARQUET_REVISION, cache_dir)
+        return chosen, PARQUET_REVISION
     where = f"split {name.split}" + (f" of {name.config}" if name.config else "")
     raise UserError(
         f"{name.repository} holds a loading script, which is not run, and neither a data file nor a parquet conversion "
@@ -154,20 +178,28 @@ def _dataset(name: HubName, cache_dir: str | None) -> Source:
     """The rows of a repository without a script, as the ``datasets`` library loads them."""
     import datasets  # encode and search, which read local files mostly, start faster without it
 
-    title = f"{name.repository}, split {name.split}" + (f" of {name.config}" if name.config else "")
+    title = _title(name)
     try:
         rows = datasets.load_dataset(name.repository, name.config, split=name.split, cache_dir=cache_dir)
     except Exception as error:  # of some ten classes: not found, no such config or split, unreadable, no network ...
-        raise UserError(
-            f"{title}, cannot be loaded ({_line(error)}); check the name as org/name[/split][:config], or name local "
-            "files"
-        ) from error
+        raise _cannot_be_loaded(name, error) from error
 
     def read() -> Iterator[tuple[str, Any]]:
         for number, row in enumerate(rows, start=1):
             yield f"{title}, row {number}", row
 
     return Source(title, file_identities([file["filename"] for file in rows.cache_files]), read)
+
+
+def _title(name: HubName) -> str:
+    return f"{name.repository}, split {name.split}" + (f" of {name.config}" if name.config else "")
+
+
+def _cannot_be_loaded(name: HubName, error: Exception) -> UserError:
+    return UserError(
+        f"{_title(name)}, cannot be loaded ({_line(error)}); check the name as org/name[/split][:config], or name "
+        "local files"
+    )
 
 
 def _line(error: Exception) -> str:

@@ -1,14 +1,16 @@
 """What ``train_dir`` or ``dataset_name`` stands for."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 from fastdense.data.files import Source, files_source, row_files
-from fastdense.data.hub import hub_source
+from fastdense.data.hub import hub_source, hub_stream
 from fastdense.errors import UserError
 
 LOCAL_FILES = "json"
 IRDS_PREFIX = "irds:"  # before an id of the ir_datasets package
+Found = TypeVar("Found")
 
 
 def find_source(
@@ -27,6 +29,15 @@ def find_source(
         raise UserError(
             "there is no training data: name it with --train_dir, or a data set of the hub with --dataset_name"
         )
+    return _of_the_hub(hub_source, dataset_name, cache_dir)
+
+
+def find_stream(dataset_name: str, cache_dir: str | None = None) -> tuple[str, Any]:
+    """Name and rows (a ``datasets.IterableDataset``) of the hub's data set ``dataset_name``, read as one goes."""
+    return _of_the_hub(hub_stream, dataset_name, cache_dir)
+
+
+def _of_the_hub(find: Callable[[str, str | None], Found], dataset_name: str, cache_dir: str | None) -> Found:
     if dataset_name.startswith((".", "/", "~")):
         raise UserError(f"--dataset_name {dataset_name} is a path; --train_dir names local files")
     if dataset_name.startswith(IRDS_PREFIX):
@@ -35,6 +46,6 @@ def find_source(
             "--eval_dir read it"
         )
     try:
-        return hub_source(dataset_name, cache_dir)
+        return find(dataset_name, cache_dir)
     except UserError as error:
         raise UserError(f"--dataset_name {dataset_name}: {error}") from error

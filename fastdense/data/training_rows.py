@@ -121,16 +121,18 @@ def _write_checked_rows(source: Source, path: Path) -> None:
 def _batches(rows: Iterator[tuple[str, Row]]) -> Iterator[list[dict[str, Any]]]:
     batch: list[dict[str, Any]] = []
     for origin, row in rows:
-        columns = vars(row) | {
-            "positives": [vars(p) for p in row.positives],
-            "negatives": [vars(p) for p in row.negatives],
-        }
-        batch.append({"origin": origin, **columns})
+        batch.append(row_columns(origin, row))
         if len(batch) == ROWS_PER_BATCH:
             yield batch
             batch = []
     if batch:
         yield batch
+
+
+def row_columns(origin: str, row: Row) -> dict[str, Any]:
+    """A checked row as :data:`CHECKED_ROWS` has it."""
+    passages = {"positives": [vars(p) for p in row.positives], "negatives": [vars(p) for p in row.negatives]}
+    return {"origin": origin, **vars(row), **passages}
 
 
 def _cache_folder(source: Source, cache_dir: str | None) -> Path:

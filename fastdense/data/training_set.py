@@ -99,11 +99,7 @@ class TrainingSet(Dataset[Example]):
         )
 
     def _check_scores(self) -> None:
-        if not self._n_negatives:
-            raise UserError(
-                "--distil_temperature compares the passages of a query, of which --train_n_passages 1 leaves one: "
-                "raise it, or leave --distil_temperature out"
-            )
+        check_comparable(self.n_passages)
         for side in ("positive", "negative"):
             scores = self._columns[f"{side}_scores"]
             without = pc.indices_nonzero(pc.is_null(pc.list_flatten(scores)))
@@ -147,6 +143,15 @@ class TrainingSet(Dataset[Example]):
 
     def _values(self, column: str, index: int) -> pa.Array:
         return self._columns[column][index].values
+
+
+def check_comparable(n_passages: int) -> None:
+    """Raise UserError where a teacher's scores would compare a passage with itself."""
+    if n_passages < 2:
+        raise UserError(
+            "--distil_temperature compares the passages of a query, of which --train_n_passages 1 leaves one: raise "
+            "it, or leave --distil_temperature out"
+        )
 
 
 def _ids(scalar: pa.ListScalar) -> list[int]:

@@ -154,6 +154,17 @@ class DataArguments:
     source_passage_prefix: list[str] | None = field(
         default=None, metadata=_flag("In place of --passage_prefix, one for each data set, while training.")
     )
+    streaming: bool = field(
+        default=False,
+        metadata=_flag(
+            "Read the rows of --dataset_name from the hub while training, for what does not fit the disk; needs "
+            "--max_steps."
+        ),
+    )
+    streaming_buffer: int | None = field(
+        default=None,
+        metadata=_flag("Rows of --streaming in memory, of which a random one comes next (default: 10000)."),
+    )
     dataset_proc_num: int = field(default=12, metadata=_flag("Most processes that tokenize the data."))
     data_cache_dir: str | None = field(
         default=None, metadata=_flag("Where tokenized data are kept (default: --cache_dir).")
@@ -191,6 +202,22 @@ class DataArguments:
             if getattr(self, name) < 1:
                 raise UserError(f"--{name} must be at least 1, not {getattr(self, name)}")
         self._check_sources()
+        self._check_streaming()
+
+    def _check_streaming(self) -> None:
+        if not self.streaming:
+            if self.streaming_buffer is not None:
+                raise UserError("--streaming_buffer is for --streaming: pass that, too, or leave it out")
+            return
+        if self.train_dir:
+            raise UserError(
+                "--streaming is for --dataset_name: the files of --train_dir are on the disk, and read by mapping them "
+                "into memory, whatever their size; leave it out"
+            )
+        if len(self.dataset_name) > 1:
+            raise UserError("--streaming takes one data set: rows of several cannot be drawn by weight from streams")
+        if self.streaming_buffer is not None and self.streaming_buffer < 1:
+            raise UserError(f"--streaming_buffer must be at least 1, not {self.streaming_buffer}")
 
     def _check_sources(self) -> None:
         flag, names = ("train_dir", self.train_dir) if self.train_dir else ("dataset_name", self.dataset_name)

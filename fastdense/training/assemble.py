@@ -6,7 +6,9 @@ from torch.utils.data import Dataset
 
 from fastdense.data.collation import Collator
 from fastdense.data.source_mix import Share, SourceMix
-from fastdense.data.sources import LOCAL_FILES
+from fastdense.data.sources import LOCAL_FILES, find_stream
+from fastdense.data.streaming import PassageChoice, StreamedSet, StreamOrder
+from fastdense.data.tokenization import TextRules
 from fastdense.data.training_rows import load_training_rows
 from fastdense.data.training_set import TrainingSet
 from fastdense.errors import UserError
@@ -33,6 +35,7 @@ from fastdense.training.step import CacheSettings, ContrastiveStep
 
 _TOKENS_PER_CHUNK = 4096  # v1's default chunk: 32 passages of 128 tokens
 _TOKENS_PER_CHUNK_ON_A_CPU = 1024  # a layer's activations stay in the caches, and a chunk's lengths differ little
+_STREAMED_ROWS = 10_000
 _MEMORY_A_CHUNK = 20 * 2**30
 
 
@@ -90,6 +93,8 @@ def load_training_set(
 ) -> tuple[Dataset, Collator]:
     """The rows as examples, and the collator that makes batches of them. One process tokenizes, the others wait."""
     collator = DescribingCollator(tokenizer, q_max_len=data.q_max_len, p_max_len=data.p_max_len)
+    if data.streaming:
+        return _load_stream(data, model, contrastive, args, tokenizer, settings), collator
     with args.main_process_first(desc="tokenizing the training rows"):
         sets = [
             _load_source(number, data, model, contrastive, args, tokenizer, settings)
@@ -101,6 +106,43 @@ def load_training_set(
         return sets[0], collator
     shares = [Share(*share) for share in zip(data.source_names(), rows, data.train_weights or rows, strict=True)]
     return _mix(sets, shares, data, args), collator
+
+
+def _load_stream(
+    data: DataArguments,
+    model: ModelArguments,
+    contrastive: ContrastiveArguments,
+    args: RetrieverTrainingArguments,
+    tokenizer: Any,
+    settings: RetrieverSettings,
+) -> StreamedSet:
+    """The examples of a data set of the hub that is read while training."""
+    if args.max_steps < 1:
+        raise UserError("--streaming needs --max_steps: how many rows a stream has is not known before its end")
+    name, stream = find_stream(data.dataset_name[0], data.data_cache_dir or model.cache_dir)
+    rules = TextRules.of(
+        tokenizer,
+        q_max_len=data.q_max_len,
+        p_max_len=data.p_max_len,
+        separator=data.passage_field_separator,
+        query_prefix=data.source_query_prefix[0] if data.source_query_prefix else settings.query_prefix,
+        passage_prefix=data.source_passage_prefix[0] if data.source_passage_prefix else settings.passage_prefix,
+    )
+    choice = PassageChoice(
+        data.train_n_passages,
+        args.seed,
+        positive_no_shuffle=data.positive_passage_no_shuffle,
+        negative_no_shuffle=data.negative_passage_no_shuffle,
+        missing_negatives=data.missing_negatives,
+        teacher_scores=contrastive.distil_temperature is not None,
+    )
+    order = StreamOrder(
+        args.seed if args.data_seed is None else args.data_seed,
+        0 if args.train_sampling_strategy == "sequential" else data.streaming_buffer or _STREAMED_ROWS,
+        rank=args.process_index,
+        world=args.world_size,
+    )
+    return StreamedSet(stream, name, tokenizer, rules, choice, order)
 
 
 def _load_source(

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch.utils.data import Dataset
 from transformers import Trainer
 
 from fastdense.data.source_mix import SourceMix
+from fastdense.data.streaming import StreamedSet
 from fastdense.grad_cache.memory import activation_bytes
 from fastdense.modeling.encoder import Retriever
 from fastdense.retrieval.encode import autocast_dtype
@@ -72,6 +74,8 @@ def describe_run(
 def first_batch(args: RetrieverTrainingArguments, rows: Any, collator: Any) -> dict[str, Any]:
     """This process's first batch, as the trainer's loader will draw it."""
     order: Sequence[int] | Tensor
+    if isinstance(rows, StreamedSet):
+        return collator(list(itertools.islice(rows, args.train_batch_size)))
     if isinstance(rows, SourceMix):
         order = list(rows.sampler(args.train_batch_size * args.world_size))
     elif args.train_sampling_strategy == "sequential":

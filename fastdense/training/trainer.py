@@ -9,11 +9,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_callback import ProgressCallback
 
 from fastdense.data.source_mix import SourceMix
+from fastdense.data.streaming import StreamedSet
 from fastdense.modeling.encoder import Retriever
 from fastdense.modeling.settings import RetrieverSettings
 from fastdense.retrieval.encode import TextTokenizer, autocast_dtype, encode_texts
@@ -79,6 +80,22 @@ class RetrieverTrainer(CheckpointingTrainer):
         if not isinstance(self.train_dataset, SourceMix):
             return super()._get_train_sampler(train_dataset)
         return self.train_dataset.sampler(self.args.train_batch_size * self.args.world_size)
+
+    def get_train_dataloader(self) -> DataLoader:
+        """A stream divides its rows over processes itself: the stock loader would hand out each batch in parts."""
+        if not isinstance(self.train_dataset, StreamedSet):
+            return super().get_train_dataloader()
+        workers = self.args.dataloader_num_workers
+        return DataLoader(
+            self.train_dataset,
+            batch_size=self.args.train_batch_size,
+            collate_fn=self.data_collator,
+            num_workers=workers,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+            persistent_workers=self.args.dataloader_persistent_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+            multiprocessing_context=self.args.dataloader_multiprocessing_context if workers else None,
+        )
 
     def compute_loss(
         self,

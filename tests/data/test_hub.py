@@ -42,6 +42,37 @@ def load_names(
     return [json.loads(line) for line in result.stdout.splitlines()]
 
 
+STREAM = """
+import json, sys
+from fastdense.data.sources import find_stream
+for name in sys.argv[1:]:
+    try:
+        title, rows = find_stream(name)
+        print(json.dumps([title, [row["query"] for row in rows]]))
+    except ValueError as error:
+        print(json.dumps([type(error).__name__, str(error)]))
+"""
+
+
+def test_streams_are_the_rows_and_leave_no_file(full_hub: HubStandIn, tmp_path: Path, tiny_rows: list) -> None:
+    home = tmp_path / "home"
+    names = ["Tevatron/wikipedia-nq", "Tevatron/wikipedia-nq:default", "org/plain", "org/plain/nope", "org/nothing"]
+    environment = full_hub.environment(home) | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", STREAM, *names]
+    result = subprocess.run(command, env=environment, text=True, capture_output=True)
+    assert result.returncode == 0, result.stderr
+    script, converted, plain, no_split, nothing = [json.loads(line) for line in result.stdout.splitlines()]
+    queries = [row["query"] for row in tiny_rows]
+    assert (script[0], len(script[1])) == ("Tevatron/wikipedia-nq, split train", 128)
+    assert converted == ["Tevatron/wikipedia-nq, split train of default", queries[:5]]
+    assert plain == ["org/plain, split train", queries[:7]]
+    assert (no_split[0], nothing[0]) == ("UserError", "UserError")
+    assert "org/plain, split nope, cannot be loaded" in no_split[1]
+    assert "the hub has no data set org/nothing" in nothing[1]
+    kept = [path.name for path in home.rglob("*") if path.is_file()]
+    assert [name for name in kept if name.endswith((".parquet", ".gz", ".arrow"))] == []
+
+
 def write_split(path: Path, rows: list[dict[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".parquet":

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import datasets
 import jax
 import pytest
 import safetensors.torch
@@ -172,5 +173,18 @@ def test_several_data_sets_give_the_batches_of_pytorch(
 ) -> None:
     sources = [str(write_jsonl(tmp_path / f"{n}.jsonl", tiny_rows[n::2])) for n in (0, 1)]
     flags = ("--train_dir", *sources, "--train_weights", "1", "2", "--max_steps", "2")
+    found, expected = (values(log_of(tiny_run(*flags, driver=driver)), "loss") for driver in ("jax_train", "train"))
+    assert found == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.slow
+def test_a_stream_gives_the_batches_of_pytorch(
+    tiny_run: Run, log_of: Log, tiny_rows: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def find_stream(*_: object) -> tuple[str, datasets.IterableDataset]:
+        return "stream", datasets.Dataset.from_list(tiny_rows).to_iterable_dataset(num_shards=2)
+
+    monkeypatch.setattr("fastdense.training.assemble.find_stream", find_stream)
+    flags = "--train_dir= --dataset_name org/name --streaming --streaming_buffer 20 --max_steps 2".split()
     found, expected = (values(log_of(tiny_run(*flags, driver=driver)), "loss") for driver in ("jax_train", "train"))
     assert found == pytest.approx(expected, rel=1e-3)
