@@ -78,7 +78,7 @@ MUTATIONS = [
         "fastdense/loss/implementations/reference.py",
         "negatives = scores.scatter(1, label, -torch.inf)",
         "negatives = scores",
-        (ACCURACY,),
+        (SEMANTICS,),
     ),
     Mutation(
         "triton: offset's reach",
