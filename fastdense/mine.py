@@ -20,6 +20,7 @@ from fastdense.retrieval.output import check_writable
 from fastdense.retrieval.progress import progress_bar
 from fastdense.retrieval.qrels import read_qrels
 from fastdense.retrieval.representations import read_representations, representation_files
+from fastdense.retrieval.text_source import text_source
 from fastdense.retrieval.texts import read_texts
 from fastdense.training.parser import parse_arguments
 
@@ -34,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     check_writable(args.save_rows_to)
     files = representation_files(args.passage_reps)
     vectors = read_representations(args.query_reps)
-    corpus = Corpus(files_source(row_files(args.corpus)))
+    corpus = Corpus(text_source(args.corpus, is_query=False))
     judged = read_queries(args, corpus)
     queries = select_queries(vectors, judged)
     shards = (read_representations(file) for file in files)
@@ -63,7 +64,7 @@ def read_queries(args: MineArguments, corpus: Corpus) -> list[JudgedQuery]:
         return read_training_queries(files_source(row_files(args.train_dir)))
     assert args.queries is not None  # as MineArguments has checked
     assert args.qrels is not None
-    texts = read_texts(files_source(row_files(args.queries)), is_query=True)
+    texts = read_texts(text_source(args.queries, is_query=True), is_query=True)
     judged, without = judged_queries(texts, read_qrels(args.qrels), corpus)
     if without:
         print(f"left out: {without} queries without a relevant passage in the corpus")

@@ -24,6 +24,11 @@ def run(script: str, flags: list[str], **settings: str) -> str:
     return finished.stdout
 
 
+def test_every_example_is_run_by_a_test() -> None:
+    tests = Path(__file__).read_text(encoding="utf-8")
+    assert [path.name for path in EXAMPLES.iterdir() if path.is_file() and f'"{path.name}"' not in tests] == []
+
+
 @pytest.mark.filterwarnings("default")  # another library's trainer
 def test_drop_in(tiny_bert_dir: Path, tiny_rows: Rows, write_jsonl: Callable[..., Path], tmp_path: Path) -> None:
     pairs = [{"anchor": row["query"], "positive": row["positive_passages"][0]["text"]} for row in tiny_rows]

@@ -221,7 +221,9 @@ class MineArguments:
 
     query_reps: str = field(metadata=_flag("File of query vectors."))
     passage_reps: str = field(metadata=_flag("Files of passage vectors: a path or a quoted glob such as 'emb/*'."))
-    corpus: list[str] = field(metadata=_flag("Files or directories of the passages that were encoded."))
+    corpus: list[str] = field(
+        metadata=_flag("Files or directories of the passages that were encoded; or irds:ID or hub:org/name[/split].")
+    )
     save_rows_to: str = field(metadata=_flag("File of training rows to write (Tevatron's, JSON lines)."))
     train_dir: list[str] | None = field(
         default=None,
@@ -230,10 +232,14 @@ class MineArguments:
         ),
     )
     queries: list[str] | None = field(
-        default=None, metadata=_flag("Instead of training rows: files or directories of queries, with --qrels.")
+        default=None,
+        metadata=_flag(
+            "Instead of training rows: files or directories of queries, irds:ID or hub:org/name, with --qrels."
+        ),
     )
     qrels: str | None = field(
-        default=None, metadata=_flag("Relevance judgements for --queries: a TREC file or BEIR's .tsv.")
+        default=None,
+        metadata=_flag("Relevance judgements for --queries: a TREC file, BEIR's .tsv, irds:ID or hub:org/name."),
     )
     num_negatives: int = field(default=30, metadata=_flag("Negatives of a query at most."))
     range_min: int = field(default=0, metadata=_flag("Skip so many of the passages found."))

@@ -5,9 +5,8 @@ from pathlib import Path
 
 from fastdense.data.files import ROW_FILE_SUFFIXES, Source, files_source
 from fastdense.errors import UserError
-from fastdense.retrieval.hub_collection import hub_texts, is_on_hub
-from fastdense.retrieval.irds import irds_texts, is_irds
 from fastdense.retrieval.qrels import Qrels, read_qrels
+from fastdense.retrieval.text_source import is_collection, text_source
 from fastdense.retrieval.texts import Text, read_texts
 
 QRELS_NAMES = ("qrels.txt", "qrels.trec", "qrels.tsv", "qrels")
@@ -50,10 +49,8 @@ def read_evaluation_set(name: str | Path, cache_dir: str | None = None) -> Evalu
 
 def _parts(name: str, cache_dir: str | None) -> tuple[Qrels, Source, Source]:
     """The judgements, the queries and the passages."""
-    if is_irds(name):
-        return read_qrels(name), irds_texts(name, is_query=True), irds_texts(name, is_query=False)
-    if is_on_hub(name):
-        queries, passages = (hub_texts(name, cache_dir, is_query=is_query) for is_query in (True, False))
+    if is_collection(name):
+        queries, passages = (text_source([name], is_query=side, cache_dir=cache_dir) for side in (True, False))
         return read_qrels(name, cache_dir), queries, passages
     path = Path(name)
     if not path.is_dir():

@@ -17,10 +17,9 @@ from fastdense.modeling.settings import RetrieverSettings
 from fastdense.retrieval.encode import TextTokenizer
 from fastdense.retrieval.evaluate import evaluate_run
 from fastdense.retrieval.evaluation_set import EvaluationSet, read_evaluation_set
-from fastdense.retrieval.hub_collection import is_on_hub
-from fastdense.retrieval.irds import is_irds
 from fastdense.retrieval.rankings import make_run
 from fastdense.retrieval.search import exact_search
+from fastdense.retrieval.text_source import is_collection
 from fastdense.retrieval.texts import Text
 from fastdense.training.arguments import RetrieverTrainingArguments
 from fastdense.training.flag_checks import MEASURES
@@ -129,6 +128,6 @@ def set_names(places: Sequence[str]) -> list[str]:
 
 
 def _parts(place: str) -> tuple[str, ...]:
-    if is_irds(place) or is_on_hub(place):
+    if is_collection(place):
         return tuple(place.replace(":", "/", 1).split("/"))
     return Path(place).resolve().parts[1:]

@@ -10,6 +10,7 @@ import pytest
 
 import fastdense.encode
 import fastdense.evaluate
+import fastdense.mine
 import fastdense.search
 from fastdense.data.sources import find_source
 from fastdense.errors import UserError
@@ -130,6 +131,24 @@ def test_an_id_is_encoded_and_measured_as_its_files_are(
     assert 0 < values["RR@10"] < 1
     assert vectors.ids == expected_vectors.ids
     np.testing.assert_array_equal(vectors.vectors, expected_vectors.vectors)
+
+
+def test_hard_negatives_are_those_of_its_files(
+    collection: str, eval_dir: Path, tiny_bert_dir: Path, tmp_path: Path
+) -> None:
+    vectors = []
+    for side, flags in (("query", ["--encode_is_qry"]), ("passage", [])):
+        vectors += [f"--{side}_reps", str(tmp_path / f"{side}.npy")]
+        fixed = ["--model_name_or_path", str(tiny_bert_dir), "--dataset_name", collection]
+        fastdense.encode.main([*fixed, *flags, "--encoded_save_path", vectors[-1]])
+
+    def mined(name: str, corpus: str, queries: str, qrels: str) -> str:
+        named = ["--corpus", corpus, "--queries", queries, "--qrels", qrels, "--num_negatives", "5"]
+        fastdense.mine.main([*vectors, *named, "--save_rows_to", str(tmp_path / name)])
+        return (tmp_path / name).read_text()
+
+    files = [str(eval_dir / name) for name in ("corpus.jsonl", "queries.jsonl", "qrels.txt")]
+    assert mined("id", collection, collection, collection) == mined("files", *files)
 
 
 def test_a_text_is_what_ir_datasets_calls_so_with_the_title_apart(register: Callable[..., str]) -> None:
