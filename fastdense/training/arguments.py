@@ -14,6 +14,7 @@ from transformers import TrainingArguments
 from fastdense.data.sources import LOCAL_FILES
 from fastdense.errors import UserError
 from fastdense.training.flag_checks import check_accelerator_config, check_checkpointing, check_flags
+from fastdense.training.input_pipeline import default_workers, machine_share
 from fastdense.training.objective import check_objective
 
 # Newer transformers warn about the former name, older ones do not know today's.
@@ -357,6 +358,13 @@ class RetrieverTrainingArguments(TrainingArguments):
     dataloader_drop_last: bool = field(
         default=True, metadata=_flag("Leave out the last batch of an epoch if it is not full.")
     )
+    dataloader_num_workers: int = field(
+        default=NotGiven(0),
+        metadata=_flag(
+            "Processes that make batches beside the step (default: on a CPU none, whose cores the step needs; with a "
+            "GPU up to 2)."
+        ),
+    )
     # The filter would replace a NaN loss in the log by an old mean: a broken run would look sound.
     logging_nan_inf_filter: bool = field(default=False, metadata=_flag("Leave NaN and inf losses out of the log."))
     remove_unused_columns: bool = field(default=False, metadata=_flag("Has no use here: rows are already tokens."))
@@ -380,7 +388,12 @@ class RetrieverTrainingArguments(TrainingArguments):
                 setattr(self, today, getattr(self, former))
         if not torch.accelerator.is_available():
             self.use_cpu = True  # otherwise --bf16 is taken for a wish for a GPU
+        on_gpu = torch.cuda.is_available() and not self.use_cpu
+        if isinstance(self.dataloader_num_workers, NotGiven):
+            self.dataloader_num_workers = default_workers(*machine_share()) if on_gpu else 0
         super().__post_init__()
+        if on_gpu and self.given["accelerator_config"] is None:
+            self.accelerator_config.non_blocking = self.dataloader_pin_memory  # else a copy waits for the step before
         check_accelerator_config(self.accelerator_config)
         check_checkpointing(self.gradient_checkpointing_kwargs, self.world_size)
         if self.n_gpu > 1:

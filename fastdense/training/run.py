@@ -8,6 +8,7 @@ from typing import Any
 from transformers import set_seed
 
 from fastdense.command import show_log
+from fastdense.environment import emulates_bf16
 from fastdense.files import atomic_file
 from fastdense.modeling.encoder import Retriever
 from fastdense.modeling.model_card import Provenance, model_card
@@ -49,6 +50,7 @@ def train(
     show_log(args.process_index)
     check_lora(model, args)
     check_libraries(args)
+    _warn_of_emulation(args)
     set_seed(args.seed)
     if args.dry_run:
         _print_plan(model, data, contrastive, args)
@@ -81,6 +83,13 @@ def train(
         _tell(trainer, provenance(data, args, trainer.state, hub.repository if hub else None))
         if hub is not None:
             hub.push_trained(Path(args.output_dir))
+
+
+def _warn_of_emulation(args: RetrieverTrainingArguments) -> None:
+    if args.bf16 and args.device.type == "cpu" and args.process_index == 0 and emulates_bf16():
+        logger.warning(
+            "--bf16 is emulated on this CPU, which has neither avx512_bf16 nor amx_bf16: it saves memory and costs time"
+        )
 
 
 def _tell(trainer: RetrieverTrainer, origin: Provenance) -> None:

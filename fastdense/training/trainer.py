@@ -70,6 +70,7 @@ class RetrieverTrainer(CheckpointingTrainer):
         self._tokens = 0
         self._padded_tokens = 0
         self._steps_since_log = 0
+        self._waited = 0.0
         self._last_log = time.perf_counter()
         if not args.disable_tqdm:
             self.remove_callback(ProgressCallback)
@@ -97,6 +98,13 @@ class RetrieverTrainer(CheckpointingTrainer):
             multiprocessing_context=self.args.dataloader_multiprocessing_context if workers else None,
         )
 
+    def get_batch_samples(self, *arguments: Any, **named: Any) -> Any:
+        """The batches of a step. What this takes the step waits for."""
+        started = time.perf_counter()
+        batches = super().get_batch_samples(*arguments, **named)
+        self._waited += time.perf_counter() - started
+        return batches
+
     def compute_loss(
         self,
         model: nn.Module,
@@ -114,7 +122,7 @@ class RetrieverTrainer(CheckpointingTrainer):
         return result.loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add in-batch accuracy, queries per second and the share of padding to every line that reports a loss."""
+        """Add accuracy, queries per second and the shares of padding and waiting to every line that reports a loss."""
         if "loss" in logs and self._steps_since_log:
             mean = torch.as_tensor(self._accuracy_sum, device=self.args.device) / self._steps_since_log
             logs["accuracy"] = self.accelerator.gather(mean.reshape(1)).mean().item()
@@ -122,7 +130,9 @@ class RetrieverTrainer(CheckpointingTrainer):
             logs["examples_per_second"] = round(self._queries * self.args.world_size / elapsed, 1)
             if self._padded_tokens:
                 logs["padding"] = round(1 - self._tokens / self._padded_tokens, 4)  # of this process
+            logs["data_wait"] = round(self._waited / elapsed, 4)  # of this process
             self._accuracy_sum, self._queries, self._steps_since_log = 0.0, 0, 0
+            self._waited = 0.0
             self._tokens = self._padded_tokens = 0
             self._last_log = time.perf_counter()
         super().log(logs, start_time)

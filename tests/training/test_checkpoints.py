@@ -36,7 +36,9 @@ def test_old_checkpoints_go(train_tiny: Train) -> None:
     assert not [entry for entry in output.iterdir() if entry.name.startswith(".")]
 
 
-@pytest.mark.parametrize("flags", [(), ("--grad_cache",), ("--gradient_accumulation_steps", "2")])
+@pytest.mark.parametrize(
+    "flags", [(), ("--grad_cache",), ("--gradient_accumulation_steps", "2"), ("--dataloader_num_workers", "2")]
+)
 def test_a_resumed_run_ends_with_the_same_bits(train_tiny: Train, flags: tuple[str, ...]) -> None:
     flags = (*flags, "--save_strategy", "steps", "--save_steps", "3", "--max_steps", "7")  # an epoch has 6 batches
     whole = train_tiny(*flags, name="whole")

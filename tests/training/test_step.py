@@ -4,12 +4,14 @@ import pytest
 import torch
 import torch.distributed as dist
 from collectives import EXCHANGE, REDUCTION, collectives_of
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from transformers import BertConfig, BertModel
 
 from fastdense.data.collation import pad
 from fastdense.grad_cache import GraphBudget
 from fastdense.modeling.encoder import Encoder, Retriever
+from fastdense.training.distinct import SIDES, HostRows
 from fastdense.training.step import CacheSettings, ContrastiveStep
 
 
@@ -152,3 +154,47 @@ def test_a_step_s_only_collectives_are_the_exchange_and_one_reduction(one_rank, 
         found = collectives_of(lambda: step(model, batch).loss.backward())
     gathered = EXCHANGE["_allgather_base_"] - (not mask_duplicates)
     assert found == EXCHANGE | REDUCTION | {"_allgather_base_": gathered}
+
+
+class WordBag(nn.Module):
+    """Two encoders that ask the device nothing, which transformers' may do about an attention mask."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.ModuleDict({side: nn.Embedding(60, 16) for side in SIDES})
+        self.dropout = nn.Dropout(0.1)
+
+    def forward(self, query: dict | None = None, passage: dict | None = None) -> tuple:
+        return self.encode("query", query), self.encode("passage", passage)
+
+    def encode(self, side: str, batch: dict | None) -> torch.Tensor | None:
+        if batch is None:
+            return None
+        mask = batch["attention_mask"].unsqueeze(-1)
+        return (self.dropout(self.words[side](batch["input_ids"])) * mask).sum(1) / mask.sum(1)
+
+
+def moved(value: object, device: str) -> object:
+    if isinstance(value, dict):
+        return {name: moved(part, device) for name, part in value.items()}
+    return value.to(device)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("graphs", [None, 0, 1], ids=["plain", "replayed", "kept"])
+@pytest.mark.parametrize("mask_duplicates", [False, True])
+def test_a_step_never_waits_for_the_gpu(graphs, mask_duplicates):
+    host = make_batch(copies=True)
+    batch = {**moved(host, "cuda"), "rows": {side: HostRows.of(host[side]) for side in SIDES}}
+    cache = None if graphs is None else CacheSettings(40, graphs=GraphBudget(graphs))
+    step = ContrastiveStep(20.0, mask_duplicates=mask_duplicates, cache=cache)
+    model = WordBag().cuda()
+    for _ in range(2):  # loads kernels, allocates, and measures what a graph takes
+        step(model, batch).loss.backward()
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step(model, batch).loss.backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

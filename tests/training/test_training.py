@@ -2,12 +2,17 @@
 
 import json
 import math
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
+
+from fastdense.training.distinct import DescribingCollator
+from fastdense.training.step import ContrastiveStep
 
 Train = Callable[..., Path]
 Log = Callable[[Path], list[dict[str, float]]]
@@ -31,9 +36,18 @@ def test_every_line_of_the_log_says_what_matters(train_tiny: Train, log_of: Log)
     lines = log_of(output)
     assert len(lines) == 4
     for line in lines:
-        assert {"loss", "accuracy", "learning_rate", "grad_norm", "examples_per_second", "padding"} <= line.keys()
+        assert {
+            "loss",
+            "accuracy",
+            "learning_rate",
+            "grad_norm",
+            "examples_per_second",
+            "padding",
+            "data_wait",
+        } <= line.keys()
         assert 0 <= line["accuracy"] <= 1
         assert 0 < line["padding"] < 1
+        assert 0 < line["data_wait"] < 1
     summary = json.loads((output / "trainer_state.json").read_text())["log_history"][-1]
     assert summary["train_loss"] == pytest.approx(sum(line["loss"] for line in lines) / 4)
 
@@ -163,3 +177,30 @@ def test_several_workers_see_the_epochs(train_tiny: Train, tiny_bert_no_dropout_
     )
     for name, weight in weights_of(alone).items():
         assert torch.equal(weight, weights_of(workers)[name])
+
+
+def test_a_step_waits_for_less_than_a_fiftieth_of_its_time_if_workers_make_batches(
+    train_tiny: Train, log_of: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch takes 0.2 s and a step 0.8 s: without workers a fifth of the time is waiting."""
+
+    def slowly(function: Callable[..., Any], seconds: float) -> Callable[..., Any]:
+        def slow(*arguments: Any) -> Any:
+            time.sleep(seconds)
+            return function(*arguments)
+
+        return slow
+
+    monkeypatch.setattr(DescribingCollator, "__call__", slowly(DescribingCollator.__call__, 0.2))
+    monkeypatch.setattr(ContrastiveStep, "__call__", slowly(ContrastiveStep.__call__, 0.8))
+    lines = log_of(train_tiny("--dataloader_num_workers", "2"))
+    assert min(line["data_wait"] for line in lines) < 0.02  # other work on the machine delays some of them
+
+
+def test_emulated_bf16_is_warned_of(
+    train_tiny: Train, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True}, raising=False)
+    for flags, warnings in (((), 0), (("--bf16",), 1)):
+        train_tiny("--max_steps", "1", "--overwrite_output_dir", *flags)
+        assert capsys.readouterr().err.count("--bf16 is emulated on this CPU") == warnings
