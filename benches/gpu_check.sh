@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Everything that only a GPU can prove, offline and in under nine minutes (the steps' limits add up to 520 seconds):
-# build, the tests marked gpu, the sanitizer where it is installed, the benches. Not yet run on a GPU.
+# build, the tests marked gpu, the sanitizer where it is installed, the benches. Not yet run on a GPU. On compute
+# capability 9.0 both CUDA kernels, by mma and by wgmma, are tested, sanitized and timed beside Triton's.
 #
 #   benches/gpu_check.sh            results in benches/results, or in $OUT
 #
@@ -44,11 +45,13 @@ step gpu-tests 120 "$python" -m pytest -q -p no:cacheprovider -m gpu tests/loss
 
 if command -v compute-sanitizer >/dev/null; then
   step sanitizer 40 compute-sanitizer --error-exitcode 1 "$python" -c '
-import torch, fastdense
+import os, torch, fastdense
+products = ["mma", "wgmma"] if torch.cuda.get_device_capability() == (9, 0) else ["mma"]
 for dtype in (torch.float32, torch.bfloat16):
-    query, passage = (torch.randn(rows, 72, device="cuda").to(dtype) for rows in (150, 450))
+    query, passage = (torch.randn(rows, 330, device="cuda").to(dtype) for rows in (150, 450))
     ids = torch.arange(450, device="cuda") % 300
-    for name in ("triton", "native"):
+    for name, product in (("triton", "mma"), *(("native", product) for product in products)):
+        os.environ["FASTDENSE_CUDA_PRODUCT"] = product
         if fastdense.backends("cuda", dtype)[name] == "available":
             fastdense.contrastive_loss_and_grad(
                 query, passage, passage_id=ids, label_smoothing=0.1, implementation=name, chunk_bytes=200_000)

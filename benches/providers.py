@@ -4,6 +4,7 @@ Each provider takes (query [N, D], passage [M, D], target [N]) and returns the g
 softmax cross-entropy of the scores times SCALE.
 """
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -41,6 +42,20 @@ def one_pass(implementation: str) -> Provider:
     def run(query: Tensor, passage: Tensor, target: Tensor) -> Gradients:
         result = fastdense.contrastive_loss_and_grad(query, passage, target, scale=SCALE, implementation=implementation)
         return result.query_grad, result.passage_grad
+
+    return run
+
+
+def native_by_mma() -> Provider:
+    """Where the native implementation would take wgmma: its other kernel, for comparison."""
+    native = one_pass("native")
+
+    def run(query: Tensor, passage: Tensor, target: Tensor) -> Gradients:
+        os.environ["FASTDENSE_CUDA_PRODUCT"] = "mma"  # read at every launch
+        try:
+            return native(query, passage, target)
+        finally:
+            del os.environ["FASTDENSE_CUDA_PRODUCT"]
 
     return run
 
@@ -100,6 +115,8 @@ def providers(device: str, dtype: torch.dtype, only: Sequence[str] = ()) -> dict
         for name, module in IMPLEMENTATIONS.items()
         if module.unavailable(torch.device(device), dtype) is None
     }
+    if device == "cuda" and dtype == torch.bfloat16 and torch.cuda.get_device_capability() == (9, 0):
+        makers["fastdense native by mma"] = native_by_mma
     makers["naive autograd"] = partial(by_autograd, naive_loss)
     makers["torch.compile"] = lambda: by_autograd(torch.compile(naive_loss, dynamic=False))
     makers["F.linear_cross_entropy"] = torch_fused

@@ -1,5 +1,5 @@
-// What score_tile.cuh asks of the machine, in the instructions of compute capability 8.0, which all later ones have.
-// tests/loss/emulation has the same functions for a CPU.
+// What score_tile.cuh and exponentials.cuh ask of the machine, in the instructions of compute capability 8.0, which all
+// later ones have. tests/loss/emulation has the same functions for a CPU.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -14,7 +14,7 @@ FASTDENSE_DEVICE int thread_index() { return static_cast<int>(threadIdx.x); }
 FASTDENSE_DEVICE int64_t block_index() { return blockIdx.x; }
 
 FASTDENSE_DEVICE char* shared_memory() {
-  extern __shared__ __align__(128) char memory[];
+  extern __shared__ __align__(1024) char memory[];  // the alignment of hopper.cuh's swizzle
   return memory;
 }
 

@@ -1,36 +1,46 @@
 // What becomes of a tile of scores: its exponentials and their sums, or its rows' maxima. Sums over a row leave as one
 // value for each tile, which the caller adds up in order: no atomics, so the bits are the same in every run.
+//
+// Scores is what a thread holds of a tile, as the instructions that computed it lay it out: row blocks of 16 and column
+// blocks of 8, two rows and two columns of each, four neighbouring lanes to a row (score_tile.cuh, wgmma_tile.cuh).
 #pragma once
 
-#include "cuda/score_tile.cuh"
+#include "cuda/tile.cuh"
 
 namespace fastdense::cuda {
 
 constexpr float kLowest = -INFINITY;
 constexpr int kStoredRowBytes = kTileColumns * 2;
 constexpr int kStoredBytes = kTileRows * kStoredRowBytes;
-static_assert(kStoredBytes + 4 * kWarpsAcross * kTileRows * 4 <= kSharedBytes);
+
+// Of shared memory, from its beginning.
+template <typename Scores>
+constexpr int kEpilogueBytes = kStoredBytes + 4 * Scores::kWarpsAcross * kTileRows * 4;
 
 // Which of a thread's columns take part in a row beside its target.
+template <typename Scores>
 struct Others {
   const Chunk& chunk;
   const Tile& tile;
-  int32_t of_column[kColumnBlocks][2];  // labels
+  // Where more than two rows need a column's label it is read once; else there are no registers for so many columns'.
+  static constexpr bool kKept = Scores::kRowBlocks > 1;
+  int32_t kept[kKept ? Scores::kColumnBlocks : 1][2];
 
   FASTDENSE_DEVICE Others(const Chunk& chunk, const Tile& tile) : chunk(chunk), tile(tile) {
 #pragma unroll
-    for (int j = 0; j < kColumnBlocks; ++j) {
+    for (int j = 0; kKept && j < Scores::kColumnBlocks; ++j) {
 #pragma unroll
-      for (int k = 0; k < 2; ++k) {
-        const int at = column(j, k);
-        of_column[j][k] = chunk.label != nullptr && at < chunk.columns ? chunk.label[at] : 0;
-      }
+      for (int k = 0; k < 2; ++k) kept[j][k] = read_label(column(j, k));
     }
   }
   FASTDENSE_DEVICE int column(int j, int k) const { return tile.first_column + Scores::column(j, k); }
+  FASTDENSE_DEVICE int32_t read_label(int at) const {
+    return chunk.label != nullptr && at < chunk.columns ? chunk.label[at] : 0;
+  }
   FASTDENSE_DEVICE bool has(int j, int k, int target, int32_t target_label) const {
     const int at = column(j, k);
-    return at < chunk.columns && at != target && (chunk.label == nullptr || of_column[j][k] != target_label);
+    if (at >= chunk.columns || at == target) return false;
+    return chunk.label == nullptr || (kKept ? kept[j][k] : read_label(at)) != target_label;
   }
 };
 
@@ -56,22 +66,25 @@ FASTDENSE_DEVICE float row_maximum(float mine) {
 }
 
 // [kinds, warps across, rows] in shared memory: what the warps beside one another have found of the same rows.
+template <typename Scores>
 FASTDENSE_DEVICE float& of_warp(int kind, int warp_column, int row) {
   return reinterpret_cast<float*>(shared_memory() +
-                                  kStoredBytes)[(kind * kWarpsAcross + warp_column) * kTileRows + row];
+                                  kStoredBytes)[(kind * Scores::kWarpsAcross + warp_column) * kTileRows + row];
 }
 
+template <typename Scores>
 FASTDENSE_DEVICE float sum_of_warps(int kind, int row) {
-  float sum = of_warp(kind, 0, row);
+  float sum = of_warp<Scores>(kind, 0, row);
 #pragma unroll
-  for (int warp = 1; warp < kWarpsAcross; ++warp) sum += of_warp(kind, warp, row);
+  for (int warp = 1; warp < Scores::kWarpsAcross; ++warp) sum += of_warp<Scores>(kind, warp, row);
   return sum;
 }
 
+template <typename Scores>
 FASTDENSE_DEVICE float maximum_of_warps(int kind, int row) {
-  float maximum = of_warp(kind, 0, row);
+  float maximum = of_warp<Scores>(kind, 0, row);
 #pragma unroll
-  for (int warp = 1; warp < kWarpsAcross; ++warp) maximum = fmaxf(maximum, of_warp(kind, warp, row));
+  for (int warp = 1; warp < Scores::kWarpsAcross; ++warp) maximum = fmaxf(maximum, of_warp<Scores>(kind, warp, row));
   return maximum;
 }
 
@@ -80,15 +93,16 @@ FASTDENSE_DEVICE char* stored_piece(int row, int piece) {
 }
 
 // A thread's eight columns of one row: exponentials into shared memory, and what the row's sums get of them.
+template <typename Scores>
 FASTDENSE_DEVICE void exponentials_of_row(const Chunk& chunk, const ExponentialResults& results, const Tile& tile,
-                                          const Others& others, const Scores& scores, int block, int half) {
+                                          const Others<Scores>& others, const Scores& scores, int block, int half) {
   const int local = Scores::row(block, half), row = tile.first_row + local;
   const bool in_rows = row < chunk.rows;
   const Target target(chunk, row);
   const float offset = results.offset[in_rows ? row : 0], reference = results.reference[in_rows ? row : 0];
   float largest = kLowest, sum = 0, stored_sum = 0, moment = 0;
 #pragma unroll
-  for (int j = 0; j < kColumnBlocks; ++j) {
+  for (int j = 0; j < Scores::kColumnBlocks; ++j) {
     float exponential[2];
 #pragma unroll
     for (int k = 0; k < 2; ++k) {
@@ -102,13 +116,13 @@ FASTDENSE_DEVICE void exponentials_of_row(const Chunk& chunk, const ExponentialR
     }
     const uint32_t rounded = two_bfloat16(exponential[0], exponential[1]);
     stored_sum += from_bits(rounded << 16) + from_bits(rounded & 0xffff0000U);
-    char* piece = stored_piece(local, Scores::warp_column() * kColumnBlocks + j);
+    char* piece = stored_piece(local, Scores::warp_column() * Scores::kColumnBlocks + j);
     *reinterpret_cast<uint32_t*>(piece + thread_index() % 4 * 4) = rounded;
   }
   const float found[4] = {row_maximum(largest), row_sum(sum), row_sum(stored_sum), row_sum(moment)};
   if (thread_index() % 4 == 0) {
 #pragma unroll
-    for (int kind = 0; kind < 4; ++kind) of_warp(kind, Scores::warp_column(), local) = found[kind];
+    for (int kind = 0; kind < 4; ++kind) of_warp<Scores>(kind, Scores::warp_column(), local) = found[kind];
   }
 }
 
@@ -126,12 +140,12 @@ FASTDENSE_DEVICE void store_tile(const Chunk& chunk, const ExponentialResults& r
   }
 }
 
-FASTDENSE_DEVICE void exponentials_of_tile(const Chunk& chunk, const ExponentialResults& results) {
-  const Tile tile(chunk, block_index());
-  const Scores scores = scores_of(chunk, tile);
-  const Others others(chunk, tile);
+template <typename Scores>
+FASTDENSE_DEVICE void exponentials_of_tile(const Chunk& chunk, const ExponentialResults& results, const Tile& tile,
+                                           const Scores& scores) {
+  const Others<Scores> others(chunk, tile);
 #pragma unroll
-  for (int block = 0; block < kRowBlocks; ++block) {
+  for (int block = 0; block < Scores::kRowBlocks; ++block) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) exponentials_of_row(chunk, results, tile, others, scores, block, half);
   }
@@ -141,19 +155,20 @@ FASTDENSE_DEVICE void exponentials_of_tile(const Chunk& chunk, const Exponential
   if (local >= kTileRows || row >= chunk.rows) return;
   const int64_t kinds_apart = blocks_of(chunk.columns, kTileColumns) * chunk.rows;
   float* partial = results.partials + static_cast<int64_t>(tile.first_column / kTileColumns) * chunk.rows + row;
-  partial[0] = maximum_of_warps(0, local);
+  partial[0] = maximum_of_warps<Scores>(0, local);
 #pragma unroll
-  for (int kind = 1; kind < 4; ++kind) partial[kind * kinds_apart] = sum_of_warps(kind, local);
+  for (int kind = 1; kind < 4; ++kind) partial[kind * kinds_apart] = sum_of_warps<Scores>(kind, local);
 }
 
 // A thread's eight columns of one row, in row_maxima_of_tile.
-FASTDENSE_DEVICE void maximum_of_row(const Chunk& chunk, const Tile& tile, const Others& others, const Scores& scores,
-                                     int block, int half) {
+template <typename Scores>
+FASTDENSE_DEVICE void maximum_of_row(const Chunk& chunk, const Tile& tile, const Others<Scores>& others,
+                                     const Scores& scores, int block, int half) {
   const int local = Scores::row(block, half);
   const Target target(chunk, tile.first_row + local);
   float largest = kLowest, sum = 0;
 #pragma unroll
-  for (int j = 0; j < kColumnBlocks; ++j) {
+  for (int j = 0; j < Scores::kColumnBlocks; ++j) {
 #pragma unroll
     for (int k = 0; k < 2; ++k) {
       if (others.has(j, k, target.column, target.label)) largest = fmaxf(largest, scores.of[block][j][half * 2 + k]);
@@ -161,7 +176,7 @@ FASTDENSE_DEVICE void maximum_of_row(const Chunk& chunk, const Tile& tile, const
   }
   largest = row_maximum(largest);
 #pragma unroll
-  for (int j = 0; j < kColumnBlocks; ++j) {
+  for (int j = 0; j < Scores::kColumnBlocks; ++j) {
 #pragma unroll
     for (int k = 0; k < 2; ++k) {  // a score that is no number makes the sum such
       if (others.has(j, k, target.column, target.label)) sum += expf(scores.of[block][j][half * 2 + k] - largest);
@@ -169,31 +184,35 @@ FASTDENSE_DEVICE void maximum_of_row(const Chunk& chunk, const Tile& tile, const
   }
   sum = row_sum(sum);
   if (thread_index() % 4 == 0) {
-    of_warp(0, Scores::warp_column(), local) = largest;
-    of_warp(1, Scores::warp_column(), local) = sum;
+    of_warp<Scores>(0, Scores::warp_column(), local) = largest;
+    of_warp<Scores>(1, Scores::warp_column(), local) = sum;
   }
 }
 
-FASTDENSE_DEVICE void row_maxima_of_tile(const Chunk& chunk, const RowMaxima& results) {
-  const Tile tile(chunk, block_index());
+// Whether a tile has a row whose maximum is wanted. All threads of the block ask.
+FASTDENSE_DEVICE bool is_wanted(const Chunk& chunk, const RowMaxima& results, const Tile& tile) {
   const int local = thread_index(), row = tile.first_row + local;
-  const bool mine = local < kTileRows && row < chunk.rows;
-  if (!any_in_block(mine && results.wanted[row] != 0)) return;
-  const Scores scores = scores_of(chunk, tile);
-  const Others others(chunk, tile);
+  return any_in_block(local < kTileRows && row < chunk.rows && results.wanted[row] != 0);
+}
+
+template <typename Scores>
+FASTDENSE_DEVICE void row_maxima_of_tile(const Chunk& chunk, const RowMaxima& results, const Tile& tile,
+                                         const Scores& scores) {
+  const Others<Scores> others(chunk, tile);
 #pragma unroll
-  for (int block = 0; block < kRowBlocks; ++block) {
+  for (int block = 0; block < Scores::kRowBlocks; ++block) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) maximum_of_row(chunk, tile, others, scores, block, half);
   }
   barrier();
-  if (!mine) return;
-  const float largest = maximum_of_warps(0, local);
+  const int local = thread_index(), row = tile.first_row + local;
+  if (local >= kTileRows || row >= chunk.rows) return;
+  const float largest = maximum_of_warps<Scores>(0, local);
   float sum = 0;
 #pragma unroll
-  for (int warp = 0; warp < kWarpsAcross; ++warp) {  // a warp without a column that takes part has sum 0, largest -inf
-    const float part = of_warp(1, warp, local);
-    if (part != 0) sum += part * expf(of_warp(0, warp, local) - largest);
+  for (int warp = 0; warp < Scores::kWarpsAcross; ++warp) {  // a warp whose columns take no part: sum 0, largest -inf
+    const float part = of_warp<Scores>(1, warp, local);
+    if (part != 0) sum += part * expf(of_warp<Scores>(0, warp, local) - largest);
   }
   const int64_t at = static_cast<int64_t>(tile.first_column / kTileColumns) * chunk.rows + row;
   results.maxima[at] = largest;

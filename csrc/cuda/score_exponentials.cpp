@@ -3,10 +3,13 @@
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/ops.h>
 
+#include <cstdlib>
 #include <limits>
 
 #include "cuda/exponentials.h"
+#include "cuda/product_choice.h"
 #include "cuda/stream.h"
+#include "cuda/wgmma_exponentials.h"
 
 namespace fastdense::cuda {
 namespace {
@@ -54,6 +57,15 @@ Chunk make_chunk(const Tensor& query, const Tensor& passage, const Tensor& targe
 
 void check(cudaError_t status) { STD_TORCH_CHECK(status == cudaSuccess, "fastdense: ", cudaGetErrorString(status)); }
 
+bool uses_wgmma(int device) {
+  int major = 0, minor = 0;
+  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+  check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
+  const auto choice = choose_product(std::getenv("FASTDENSE_CUDA_PRODUCT"), major, minor, FASTDENSE_WITH_WGMMA);
+  STD_TORCH_CHECK(choice.refusal.empty(), choice.refusal);
+  return choice.wgmma;
+}
+
 }  // namespace
 
 void score_exponentials(const Tensor& query, const Tensor& passage, const Tensor& target,
@@ -71,7 +83,9 @@ void score_exponentials(const Tensor& query, const Tensor& passage, const Tensor
   results.stride = stored.stride(0);
   results.target_score = target_score.mutable_data_ptr<float>();
   results.partials = partials.mutable_data_ptr<float>();
-  check(exponentials(chunk, results, current_stream(query.get_device_index())));
+  const int device = query.get_device_index();
+  const auto launch = uses_wgmma(device) ? exponentials_by_wgmma : exponentials;
+  check(launch(chunk, results, current_stream(device)));
 }
 
 void score_maxima(const Tensor& query, const Tensor& passage, const Tensor& target, const std::optional<Tensor>& label,
@@ -83,7 +97,9 @@ void score_maxima(const Tensor& query, const Tensor& passage, const Tensor& targ
   results.wanted = wanted.const_data_ptr<int8_t>();
   results.maxima = partials.mutable_data_ptr<float>();
   results.sums = results.maxima + partials.stride(0);
-  check(row_maxima_and_sums(chunk, results, current_stream(query.get_device_index())));
+  const int device = query.get_device_index();
+  const auto launch = uses_wgmma(device) ? row_maxima_and_sums_by_wgmma : row_maxima_and_sums;
+  check(launch(chunk, results, current_stream(device)));
 }
 
 void smooth_exponentials(Tensor stored, const Tensor& target, const std::optional<Tensor>& label, const Tensor& gain,

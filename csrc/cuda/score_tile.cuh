@@ -5,45 +5,22 @@
 // load_matrices, which reads one piece of each of eight rows at once, meet in a bank.
 #pragma once
 
-#include "cuda/chunk.h"
+#include "cuda/tile.cuh"
 
 namespace fastdense::cuda {
 
-constexpr int kThreads = 256;
-constexpr int kWarp = 32;
-constexpr int kStepWidth = 64;
 constexpr int kStages = 3;
-constexpr int kPiece = 8;  // elements of 16 bytes
-constexpr int kRowBytes = kStepWidth * 2;
-constexpr int kOperandBytes = kTileRows * kRowBytes;
-constexpr int kStageBytes = 2 * kOperandBytes;
 constexpr int kSharedBytes = kStages * kStageBytes;
 constexpr int kWarpRows = 64;
 constexpr int kWarpColumns = 32;
-constexpr int kWarpsAcross = kTileColumns / kWarpColumns;
-constexpr int kRowBlocks = kWarpRows / 16;       // of a warp, of multiply_add
-constexpr int kColumnBlocks = kWarpColumns / 8;  // likewise
-constexpr int kGroup = 8;                        // blocks of rows whose tiles run together
-static_assert(kTileRows == kTileColumns && kTileRows / kWarpRows * kWarpsAcross * kWarp == kThreads);
-
-FASTDENSE_DEVICE int64_t blocks_of(int count, int size) { return (count + size - 1) / size; }
-
-// The first row and column of the index-th tile: down kGroup blocks of rows, then on to the next columns.
-struct Tile {
-  int first_row;
-  int first_column;
-
-  FASTDENSE_DEVICE Tile(const Chunk& chunk, int64_t index) {
-    const int64_t row_blocks = blocks_of(chunk.rows, kTileRows), column_blocks = blocks_of(chunk.columns, kTileColumns);
-    const int64_t group = index / (kGroup * column_blocks), within = index % (kGroup * column_blocks);
-    const int64_t left = row_blocks - group * kGroup, size = left < kGroup ? left : kGroup;
-    first_row = static_cast<int>((group * kGroup + within % size) * kTileRows);
-    first_column = static_cast<int>(within / size * kTileColumns);
-  }
-};
 
 // A thread's part of a tile: two columns in each of four blocks of 8, two rows in each of four blocks of 16.
 struct Scores {
+  static constexpr int kWarpsAcross = kTileColumns / kWarpColumns;
+  static constexpr int kRowBlocks = kWarpRows / 16;       // of a warp, of multiply_add
+  static constexpr int kColumnBlocks = kWarpColumns / 8;  // likewise
+  static_assert(kTileRows / kWarpRows * kWarpsAcross * kWarp == kThreads);
+
   float of[kRowBlocks][kColumnBlocks][4];
 
   FASTDENSE_DEVICE static int row(int block, int half) {
@@ -86,19 +63,20 @@ FASTDENSE_DEVICE void multiply_step(Scores& scores, int step) {
   const int first_row = Scores::row(0, 0) - lane / 4, first_column = Scores::warp_column() * kWarpColumns;
 #pragma unroll
   for (int piece = 0; piece < kStepWidth / kPiece; piece += 2) {
-    uint32_t a[kRowBlocks][4], b[kColumnBlocks / 2][4];
+    uint32_t a[Scores::kRowBlocks][4], b[Scores::kColumnBlocks / 2][4];
 #pragma unroll
-    for (int i = 0; i < kRowBlocks; ++i) {  // matrices: rows 0-7 and 8-15 of the first piece, then of the second
+    for (int i = 0; i < Scores::kRowBlocks;
+         ++i) {  // matrices: rows 0-7 and 8-15 of the first piece, then of the second
       load_matrices(a[i], piece_at(query, first_row + i * 16 + lane % 16, piece + lane / 16));
     }
 #pragma unroll
-    for (int j = 0; j < kColumnBlocks / 2; ++j) {  // both pieces of columns 0-7, then of columns 8-15
+    for (int j = 0; j < Scores::kColumnBlocks / 2; ++j) {  // both pieces of columns 0-7, then of columns 8-15
       load_matrices(b[j], piece_at(passage, first_column + j * 16 + lane / 16 * 8 + lane % 8, piece + lane / 8 % 2));
     }
 #pragma unroll
-    for (int i = 0; i < kRowBlocks; ++i) {
+    for (int i = 0; i < Scores::kRowBlocks; ++i) {
 #pragma unroll
-      for (int j = 0; j < kColumnBlocks; ++j) {
+      for (int j = 0; j < Scores::kColumnBlocks; ++j) {
         multiply_add(scores.of[i][j], a[i], b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]);
       }
     }
@@ -109,7 +87,7 @@ FASTDENSE_DEVICE void multiply_step(Scores& scores, int step) {
 // free.
 FASTDENSE_DEVICE Scores scores_of(const Chunk& chunk, const Tile& tile) {
   Scores scores{};
-  const int steps = (chunk.width + kStepWidth - 1) / kStepWidth;
+  const int steps = steps_of(chunk);
 #pragma unroll
   for (int step = 0; step < kStages - 1; ++step) {
     if (step < steps) copy_step(chunk, tile, step);
@@ -123,15 +101,7 @@ FASTDENSE_DEVICE Scores scores_of(const Chunk& chunk, const Tile& tile) {
     multiply_step(scores, step);
   }
   barrier();
-  const float scale = *chunk.scale;
-#pragma unroll
-  for (int i = 0; i < kRowBlocks; ++i) {
-#pragma unroll
-    for (int j = 0; j < kColumnBlocks; ++j) {
-#pragma unroll
-      for (int k = 0; k < 4; ++k) scores.of[i][j][k] *= scale;
-    }
-  }
+  multiply(scores, *chunk.scale);
   return scores;
 }
 

@@ -1,7 +1,7 @@
 """The kernels of csrc/cuda/exponentials.cuh, compiled for this CPU on a machine that emulates a GPU's lanes.
 
 Their indices, masks, tails, barriers and waits are what runs here, against float64; only the instructions behind
-tests/loss/emulation/machine.h are not a GPU's.
+tests/loss/emulation/machine.h and hopper.h are not a GPU's.
 """
 
 import ctypes
@@ -45,14 +45,15 @@ def pointer(tensor):
 class Emulation:
     """The three operators; ``late`` and ``falling`` choose when copies arrive and which threads go first."""
 
-    def __init__(self, library):
+    def __init__(self, library, product):
         self.library = library
+        self.product = product
         self.late = self.falling = False
         self.bank_conflicts = 0
         self.maxima_wanted = []
 
     def run(self, kernel, chunk, results):
-        conflicts = getattr(self.library, f"emulated_{kernel}")
+        conflicts = getattr(self.library, kernel)
         conflicts.restype = ctypes.c_long
         flags = ctypes.c_bool(self.late), ctypes.c_bool(self.falling)
         self.bank_conflicts += conflicts(ctypes.byref(chunk), ctypes.byref(results), *flags)
@@ -67,14 +68,13 @@ class Emulation:
             pointer(offset), pointer(reference), pointer(stored), stored.stride(0), pointer(target_score),
             pointer(partials),
         )  # fmt: skip
-        self.run("exponentials", self.chunk(*chunk), results)
+        self.run(f"{self.product}_exponentials", self.chunk(*chunk), results)
 
     def score_maxima(self, *arguments):
         *chunk, wanted, partials = arguments
         self.maxima_wanted.append(wanted.tolist())
-        self.run(
-            "row_maxima", self.chunk(*chunk), RowMaxima(pointer(wanted), pointer(partials[0]), pointer(partials[1]))
-        )
+        results = RowMaxima(pointer(wanted), pointer(partials[0]), pointer(partials[1]))
+        self.run(f"{self.product}_row_maxima", self.chunk(*chunk), results)
 
     def smooth_exponentials(self, stored, target, label, gain, share):
         chunk = Chunk(rows=stored.shape[0], columns=stored.shape[1], target=pointer(target), label=pointer(label))
@@ -91,10 +91,10 @@ def library(tmp_path_factory):
     return ctypes.CDLL(str(path))
 
 
-@pytest.fixture
-def emulation(library):
-    """The operators of csrc/ops.cpp that only a GPU has, for CPU tensors."""
-    emulation = Emulation(library)
+@pytest.fixture(params=["mma", "wgmma"])
+def emulation(library, request):
+    """The operators of csrc/ops.cpp that only a GPU has, for CPU tensors, with each kernel's product."""
+    emulation = Emulation(library, request.param)
     registered = torch.library.Library("fastdense", "IMPL")
     for name in ("score_exponentials", "score_maxima", "smooth_exponentials"):
         registered.impl(f"{name}_", getattr(emulation, name), "CPU")
@@ -222,3 +222,30 @@ def test_a_score_that_is_no_number_makes_its_row_such(emulation, draw):
     assert query_grad[1].isnan().all()
     assert query_grad[[0, 2, 3]].isfinite().all()
     assert not passage_grad.isfinite().any()
+
+
+@pytest.mark.parametrize(
+    ("wanted", "capability", "built", "expected"),
+    [
+        (None, (9, 0), True, True),
+        (None, (9, 0), False, False),
+        (None, (8, 0), True, False),
+        (None, (10, 0), True, False),
+        (b"mma", (9, 0), True, False),
+        (b"wgmma", (9, 0), True, True),
+        (b"wgmma", (8, 6), True, "needs compute capability 9.0, and this device has 8.6"),
+        (b"wgmma", (9, 0), False, "built without 90a"),
+        (b"cublas", (9, 0), True, "must be mma or wgmma, not cublas"),
+    ],
+)
+def test_the_choice_of_a_product(library, wanted, capability, built, expected):
+    refusal = ctypes.create_string_buffer(200)
+    library.chooses_wgmma.restype = ctypes.c_bool
+    chosen = library.chooses_wgmma(wanted, *capability, ctypes.c_bool(built), refusal, 200)
+    reason = refusal.value.decode()
+    assert expected in reason if isinstance(expected, str) else (chosen, reason) == (expected, "")
+
+
+def test_two_blocks_of_wgmma_share_a_multiprocessors_memory(library):
+    """228 KiB on compute capability 9.0, one of them the system's for each block."""
+    assert 2 * (library.wgmma_shared_bytes() + 1024) <= 228 * 1024

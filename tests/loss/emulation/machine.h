@@ -20,6 +20,7 @@
 namespace emulation {
 
 constexpr int kLanes = 32;
+constexpr int kSharedAlignment = 1024;
 
 struct Copy {
   char* to;
@@ -36,7 +37,7 @@ struct Meeting {
 struct Thread {
   ucontext_t context;
   std::vector<char> stack = std::vector<char>(64 * 1024);
-  bool done = false, at_barrier = false;
+  bool done = false;
   std::vector<std::vector<Copy>> groups = std::vector<std::vector<Copy>>(1);
 };
 
@@ -61,6 +62,7 @@ struct Machine {
   int64_t block_index = 0;
   bool copies_late = false;
   long bank_conflicts = 0;
+  long progress = 0;  // grows whenever a thread gets further
 };
 
 inline Machine* machine = nullptr;
@@ -79,6 +81,7 @@ inline void give_way() { swapcontext(&self().context, &machine->scheduler); }
 template <typename Compute>
 void meet(Meeting& meeting, int count, Compute compute) {
   const long round = meeting.round;
+  ++machine->progress;
   if (++meeting.arrived == count) {
     compute();
     meeting.arrived = 0;
@@ -86,6 +89,7 @@ void meet(Meeting& meeting, int count, Compute compute) {
     return;
   }
   while (meeting.round == round) give_way();
+  ++machine->progress;
 }
 
 inline void perform(const Copy& copy) {
@@ -101,18 +105,17 @@ inline void run_fiber() {
   machine->body();
   machine->current = index;
   self().done = true;
+  ++machine->progress;
   give_way();
 }
 
-// Run a warp as far as it comes: until all of its threads are done or wait for other warps.
+// Run a warp as far as it comes: until all of its threads are done or wait for others.
 inline void run_warp(int index, bool falling) {
-  for (bool waits = false; !waits;) {
-    waits = true;
+  for (long before = -1; before != machine->progress;) {
+    before = machine->progress;
     for (int i = 0; i < kLanes; ++i) {
       machine->current = index * kLanes + (falling ? kLanes - 1 - i : i);
-      if (self().done) continue;
-      swapcontext(&machine->scheduler, &self().context);
-      waits &= self().done || self().at_barrier;
+      if (!self().done) swapcontext(&machine->scheduler, &self().context);
     }
   }
 }
@@ -130,7 +133,7 @@ inline long run(int64_t blocks, int threads, int shared_bytes, bool copies_late,
     here.block_index = block;
     here.warps.assign(threads / kLanes, Warp());
     here.block = Meeting();
-    here.shared.assign(shared_bytes + 128, static_cast<char>(0xff));  // nan in every format
+    here.shared.assign(shared_bytes + kSharedAlignment, static_cast<char>(0xff));  // nan in every format
     for (int i = 0; i < threads; ++i) {
       Thread& thread = here.threads[i];
       thread.done = false;
@@ -144,7 +147,9 @@ inline long run(int64_t blocks, int threads, int shared_bytes, bool copies_late,
     const int warps = threads / kLanes;
     const auto unfinished = [](const Thread& thread) { return !thread.done; };
     while (std::any_of(here.threads.begin(), here.threads.end(), unfinished)) {
+      const long before = here.progress;
       for (int i = 0; i < warps; ++i) run_warp(falling ? warps - 1 - i : i, falling);
+      if (here.progress == before) fail("no thread can go on");
     }
   }
   machine = nullptr;
@@ -204,16 +209,15 @@ inline int thread_index() { return emulation::machine->current; }
 inline int64_t block_index() { return emulation::machine->block_index; }
 
 inline char* shared_memory() {
+  using emulation::kSharedAlignment;
   const auto address = reinterpret_cast<uintptr_t>(emulation::machine->shared.data());
-  return reinterpret_cast<char*>((address + 127) / 128 * 128);
+  return reinterpret_cast<char*>((address + kSharedAlignment - 1) / kSharedAlignment * kSharedAlignment);
 }
 
 template <typename Compute>
 void meet_block(Compute compute) {
   auto& machine = *emulation::machine;
-  emulation::self().at_barrier = true;
   emulation::meet(machine.block, static_cast<int>(machine.threads.size()), compute);
-  emulation::self().at_barrier = false;
 }
 
 inline void barrier() {
