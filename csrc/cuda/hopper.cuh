@@ -47,7 +47,7 @@ FASTDENSE_DEVICE void wait_for_phase(PhaseBarrier* barrier, int parity) {
   }
 }
 
-// "wgmma" wants all lanes of a warp together, after some have gone another way.
+// "wgmma" wants all lanes of a warp together, which have come out of a wait or a branch one by one.
 FASTDENSE_DEVICE void join_warp() { __syncwarp(); }
 
 // Begin to copy the box from (row, column) on, swizzled; zeros beyond the end. Its bytes arrive at the barrier.

@@ -95,6 +95,7 @@ FASTDENSE_DEVICE WgmmaScores scores_of(const Chunk& chunk, const Tile& tile, con
   for (int step = 0; fills && step < kWgmmaStages && step < steps; ++step) fill_stage(tile, operands, step);
   for (int step = 0; step < steps; ++step) {
     wait_for_phase(filled(step), parity_of(step));
+    join_warp();
     begin_products();
     multiply_step(scores, step);
     close_product_group();
@@ -104,8 +105,8 @@ FASTDENSE_DEVICE WgmmaScores scores_of(const Chunk& chunk, const Tile& tile, con
       wait_for_phase(used(step - 1), parity_of(step - 1));
       fill_stage(tile, operands, step - 1 + kWgmmaStages);
     }
-    join_warp();
   }
+  join_warp();
   wait_for_products<0>();
   settle(scores.of[0]);
   barrier();

@@ -141,11 +141,14 @@ inline void arrive_and_expect(PhaseBarrier* barrier, int bytes) {
 
 inline void wait_for_phase(PhaseBarrier* barrier, int parity) {
   auto& state = emulation::at(barrier);
-  for (;;) {
-    for (const auto& copy : state.late_copies) copy();
-    state.late_copies.clear();
-    if (state.phase % 2 != parity) break;
-    emulation::give_way();
+  while (state.phase % 2 == parity) {
+    if (state.late_copies.empty()) {
+      emulation::give_way();
+    } else {  // one at a time: a phase that expects too little ends before the last
+      const auto copy = state.late_copies.front();
+      state.late_copies.erase(state.late_copies.begin());
+      copy();
+    }
   }
   ++emulation::machine->progress;
 }
