@@ -4,7 +4,8 @@
 
 Each rank has one thread, gathers all passages, scores its own queries against them and returns the passages'
 gradients. The loss is counted in CPU time, so that ranks may outnumber cores; the exchange in time that passes, from
-the moment all ranks are there. Gradients are checked against one process over the global batch first; medians.
+the moment all ranks are there. Gradients are checked against one process over the global batch first. Figures are the
+slowest rank's; medians.
 """
 
 import argparse
@@ -30,18 +31,27 @@ SCALE = 20.0
 WRONG = 1e-4  # relative error of a gradient
 
 
-def measure(worlds: Sequence[int], shape: tuple[int, int, int], repeats: int) -> list[dict[str, Any]]:
-    """A line for each number of ranks: the slowest rank's loss, beside that of the first of ``worlds``."""
+def measure(worlds: Sequence[int], shape: tuple[int, int, int], repeats: int, rounds: int) -> list[dict[str, Any]]:
+    """A line for each number of ranks: medians of the rounds, in which all of them take turns."""
+    found: dict[int, list[dict[str, float]]] = {world: [] for world in worlds}
+    for _ in range(rounds):
+        for world in worlds:
+            found[world].append(_slowest(world, shape, repeats))
     lines: list[dict[str, Any]] = []
-    for world in worlds:
-        with tempfile.TemporaryDirectory() as folder:
-            spawn(_rank, (world, folder, shape, repeats), nprocs=world)
-            found = [json.loads(Path(folder, f"{rank}.json").read_text()) for rank in range(world)]
-        slowest = {name: max(own[name] for own in found) for name in ("loss_cpu_ms", "exchange_ms", "error")}
-        lines.append({"ranks": world, **slowest})
+    for world, own in found.items():
+        lines.append({"ranks": world, **{name: statistics.median(each[name] for each in own) for name in own[0]}})
         lines[-1]["loss_ratio"] = lines[-1]["loss_cpu_ms"] / lines[0]["loss_cpu_ms"]
-        print(json.dumps(lines[-1]), flush=True)
     return lines
+
+
+def _slowest(world: int, shape: tuple[int, int, int], repeats: int) -> dict[str, float]:
+    """The largest figures of ``world`` processes."""
+    with tempfile.TemporaryDirectory() as folder:
+        spawn(_rank, (world, folder, shape, repeats), nprocs=world)
+        found = [json.loads(Path(folder, f"{rank}.json").read_text()) for rank in range(world)]
+    slowest = {name: max(own[name] for own in found) for name in found[0]}
+    print(json.dumps({"ranks": world, **slowest}), flush=True)
+    return slowest
 
 
 def _rank(rank: int, world: int, folder: str, shape: tuple[int, int, int], repeats: int) -> None:
@@ -110,13 +120,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--shape", default="4096x8192x768", help="queries x passages x width of the global batch")
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--repeats", type=int, default=5, help="steps of a round")
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--output", type=Path, help="write the numbers there, too")
     arguments = parser.parse_args()
     queries, passages, width = map(int, arguments.shape.split("x"))
     if passages % queries or any(queries % world for world in arguments.ranks):
         parser.error("ranks must divide the queries, and the queries the passages")
-    lines = measure(arguments.ranks, (queries, passages, width), arguments.repeats)
+    lines = measure(arguments.ranks, (queries, passages, width), arguments.repeats, arguments.rounds)
     report = {"machine": device_name("cpu"), "torch": torch.__version__, "dtype": "float32", "shape": arguments.shape}
     if arguments.output is not None:
         arguments.output.parent.mkdir(parents=True, exist_ok=True)

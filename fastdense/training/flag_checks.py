@@ -98,8 +98,9 @@ def check_flags(args: Any, refused: Mapping[str, str] = MappingProxyType({})) ->
 
     ``refused`` are further flags that a driver refuses, and its reasons, which come before those for all drivers.
     """
-    _check_refused(args, {**_REFUSED, **refused})
-    _check_launcher()
+    reasons = {**_REFUSED, **refused}
+    _check_refused(args, reasons)
+    _check_launcher(reasons["fsdp"])
     _check_numbers(args)
     _check_evaluation(args)
     _check_hub(args)
@@ -125,10 +126,10 @@ def _check_refused(args: Any, refused: Mapping[str, str]) -> None:
         raise UserError(f"--optim {_name(args.optim)} is refused: it steps before all gradients of a batch are there")
 
 
-def _check_launcher() -> None:
+def _check_launcher(reason: str) -> None:
     for name, what in _SHARDED_BY_ACCELERATE.items():
         if os.environ.get(name, "").lower() in _TRUE:
-            raise UserError(f"{what} of accelerate ({name}={os.environ[name]}) is refused: {_SHARDING}")
+            raise UserError(f"{what} of accelerate ({name}={os.environ[name]}) is refused: {reason}")
 
 
 def default_of(field: dataclasses.Field[Any]) -> Any:

@@ -73,6 +73,12 @@ def test_what_cannot_work_is_refused(flags: str, message: str) -> None:
         parse(*flags.split())
 
 
+def test_sharding_that_accelerate_asks_for_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(UserError, match="FSDP of accelerate .* is refused: rows are divided over all devices"):
+        parse()
+
+
 @pytest.mark.parametrize("flags", [{"fp16": True}, {"attn_implementation": "sdpa"}])
 def test_encoding_refuses_what_is_pytorchs(flags: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=f"--{next(iter(flags))} is refused"):
