@@ -71,6 +71,7 @@ FLAGS = [
     ("train --matryoshka_weights 1", "--matryoshka_weights is for --matryoshka_dims"),
     ("train --false_negative_margin inf", "--false_negative_margin must be a finite number"),
     ("train --false_negative_relative_margin nan", "--false_negative_relative_margin must be a finite number"),
+    ("train --guide_model {bad}/nowhere", "--guide_model", "nowhere"),
     ("train --distil_temperature 0", "--distil_temperature must be a positive number, not 0.0"),
     ("train --distil_temperature 1 --distil_weight nan", "--distil_weight must be a positive number, not nan"),
     ("train --distil_weight 2", "--distil_weight is for --distil_temperature"),

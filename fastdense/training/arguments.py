@@ -13,6 +13,7 @@ from transformers import TrainingArguments
 
 from fastdense.data.sources import LOCAL_FILES
 from fastdense.errors import UserError
+from fastdense.training.data_checks import check_sources, check_streaming
 from fastdense.training.flag_checks import check_accelerator_config, check_checkpointing, check_flags
 from fastdense.training.input_pipeline import default_workers, machine_share
 from fastdense.training.objective import check_objective
@@ -202,36 +203,8 @@ class DataArguments:
         for name in ("dataset_proc_num", "train_n_passages"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name} must be at least 1, not {getattr(self, name)}")
-        self._check_sources()
-        self._check_streaming()
-
-    def _check_streaming(self) -> None:
-        if not self.streaming:
-            if self.streaming_buffer is not None:
-                raise UserError("--streaming_buffer is for --streaming: pass that, too, or leave it out")
-            return
-        if self.train_dir:
-            raise UserError(
-                "--streaming is for --dataset_name: the files of --train_dir are on the disk, and read by mapping them "
-                "into memory, whatever their size; leave it out"
-            )
-        if len(self.dataset_name) > 1:
-            raise UserError("--streaming takes one data set: rows of several cannot be drawn by weight from streams")
-        if self.streaming_buffer is not None and self.streaming_buffer < 1:
-            raise UserError(f"--streaming_buffer must be at least 1, not {self.streaming_buffer}")
-
-    def _check_sources(self) -> None:
-        flag, names = ("train_dir", self.train_dir) if self.train_dir else ("dataset_name", self.dataset_name)
-        if self.batch_sampling is not None and len(names) < 2:
-            raise UserError(f"--batch_sampling is for several data sets: pass --{flag} A B, or leave it out")
-        for name in ("train_weights", "source_query_prefix", "source_passage_prefix"):
-            given = getattr(self, name)
-            if given and len(given) != len(names):
-                raise UserError(f"--{name} has {len(given)} values for {len(names)} --{flag}; give one for each")
-        if self.train_weights and not all(0 < weight < float("inf") for weight in self.train_weights):
-            raise UserError(f"--train_weights must be positive numbers, not {min(self.train_weights)}")
-        if len(set(names)) < len(names):
-            raise UserError(f"--{flag} names a data set twice; raise its --train_weights instead")
+        check_sources(self)
+        check_streaming(self)
 
     @property
     def n_sources(self) -> int:
@@ -274,6 +247,13 @@ class ContrastiveArguments:
     )
     false_negative_relative_margin: float | None = field(
         default=None, metadata=_flag("The same with a margin that is this share of the positive's score.")
+    )
+    guide_model: str | None = field(
+        default=None,
+        metadata=_flag(
+            "A model with the same tokenizer, not trained, whose scores decide on false negatives in the place of the "
+            "model's own (without a margin flag: what it scores higher than the positive)."
+        ),
     )
     distil_temperature: float | None = field(
         default=None,

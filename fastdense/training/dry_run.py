@@ -56,7 +56,7 @@ def describe_run(
         retriever.activation_checkpointing_enable(args.gradient_checkpointing_kwargs)
     batch = _moved(first_batch(args, rows, collator), args.device)
     recorder = _Recorder(retriever)
-    recording = dataclasses.replace(step, negatives_x_device=False)
+    recording = dataclasses.replace(step, negatives_x_device=False, guide=None)
     if step.cache is not None:
         recording = dataclasses.replace(recording, cache=dataclasses.replace(step.cache, graphs=None))
     result = recording(recorder, batch)
@@ -155,6 +155,10 @@ def _memory_lines(
     ]
     if step.cache is not None:
         lines.append(f"kept graphs: {count} of {len(calls)} chunks run once, {_size(kept)}")
+    if step.guide is not None:
+        guide = sum(parameter.nbytes for parameter in step.guide.parameters())
+        lines.append(f"guide: {_size(guide)} weights")
+        weights += guide
     peak = weights + trained + state + chunk + kept + representations
     return [*lines, f"expected peak: about {_size(peak)} on {args.device.type}, beside the libraries themselves"]
 

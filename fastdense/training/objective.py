@@ -20,6 +20,7 @@ OBJECTIVE_FLAGS = (
     "false_negative_margin",
     "false_negative_relative_margin",
     "distil_temperature",
+    "guide_model",
 )
 
 
@@ -55,7 +56,9 @@ def make_prefixes(flags: "ContrastiveArguments") -> Prefixes | None:
 def make_filter(flags: "ContrastiveArguments") -> FalseNegativeFilter | None:
     """What the margins of false negatives ask for."""
     absolute, relative = flags.false_negative_margin, flags.false_negative_relative_margin
-    return None if absolute is None and relative is None else FalseNegativeFilter(absolute, relative)
+    if absolute is None and relative is None:
+        return None if flags.guide_model is None else FalseNegativeFilter(absolute=0.0)
+    return FalseNegativeFilter(absolute, relative)
 
 
 def make_distillation(flags: "ContrastiveArguments") -> Distillation | None:

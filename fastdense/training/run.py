@@ -23,6 +23,7 @@ from fastdense.training.assemble import check_lora, load_model, load_training_se
 from fastdense.training.checkpoints import find_checkpoint, prepare_output_dir
 from fastdense.training.dry_run import describe_run
 from fastdense.training.evaluation import load_held_out
+from fastdense.training.guide import with_guide
 from fastdense.training.hub_push import HubPush
 from fastdense.training.library_checks import check_libraries
 from fastdense.training.objective import with_prefixes
@@ -60,6 +61,7 @@ def train(
     hub = HubPush(args) if args.push_to_hub and args.process_index == 0 else None
     step = make_step(contrastive, args)
     retriever, tokenizer, settings = load_model(model, data)
+    step = with_guide(step, contrastive, model, args, tokenizer, settings)
     settings = with_prefixes(contrastive, settings, retriever.query_encoder.dimension)
     held_out = load_held_out(args, tokenizer, settings, model.cache_dir)
     rows, collator = load_training_set(data, model, contrastive, args, tokenizer, settings)
@@ -105,6 +107,7 @@ def _print_plan(
 ) -> None:
     step = make_step(contrastive, args)
     retriever, tokenizer, settings = load_model(model, data)
+    step = with_guide(step, contrastive, model, args, tokenizer, settings)
     settings = with_prefixes(contrastive, settings, retriever.query_encoder.dimension)
     rows, collator = load_training_set(data, model, contrastive, args, tokenizer, settings)
     if args.process_index == 0:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from fastdense.distributed import PassageExchange
@@ -17,6 +18,7 @@ from fastdense.modeling.encoder import Retriever
 from fastdense.training.distinct import SIDES, DistinctRows, HostRows
 
 LossAndGrad = Callable[..., ContrastiveResult]
+_GUIDE_TOKENS = 16384  # of a chunk without a gradient cache, which says how many
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,7 @@ class ContrastiveStep:
         prefixes: the loss is the sum of theirs, of vectors scaled to length 1 where the model's are; None for the
             whole representations.
         false_negatives: which passages are too good to be a query's negatives; None to keep all.
+        guide: a retriever that is not trained, whose scores ``false_negatives`` looks at in the place of the model's.
         distillation: learn from the batch's ``teacher_score``, too; None not to.
         cache: chunks of the gradient cache; None for the plain step.
         negatives_x_device: score this rank's queries against the passages of all ranks.
@@ -104,6 +107,7 @@ class ContrastiveStep:
     mask_duplicates: bool = False
     prefixes: Prefixes | None = None
     false_negatives: FalseNegativeFilter | None = None
+    guide: nn.Module | None = None
     distillation: Distillation | None = None
     cache: CacheSettings | None = None
     negatives_x_device: bool = False
@@ -122,7 +126,7 @@ class ContrastiveStep:
         score = self._score_all_ranks if self.negatives_x_device else self._score
         prefixes = self._prefix_settings(model)
         vectors = query.with_copies(encoded.query.detach()), passage.with_copies(encoded.passage.detach())
-        scored = score(*vectors, batch, self._loss_and_grad(prefixes))
+        scored = score(*vectors, batch, self._loss_and_grad(prefixes), self._guided(query, passage))
         if self.distillation is not None:
             scored = self._taught(scored, self.distillation, *vectors, batch, prefixes)
         gradients = query.summed(scored.query_grad), passage.summed(scored.passage_grad)
@@ -151,18 +155,49 @@ class ContrastiveStep:
         )
         return _Encoded(cached.query, cached.passage, cached.padded_tokens)
 
-    def _score(self, query: Tensor, passage: Tensor, batch: Mapping[str, Any], loss_and_grad: LossAndGrad) -> _Scored:
+    def _guided(self, query: DistinctRows, passage: DistinctRows) -> tuple[Tensor, Tensor] | None:
+        """The guide's representations of all rows, encoded in chunks, of which nothing is kept."""
+        if self.guide is None:
+            return None
+        limit = self.cache.max_tokens if self.cache is not None else None
+        with torch.no_grad():
+            encoded = cached_forward(
+                self.guide,
+                query.inputs,
+                passage.inputs,
+                max_tokens=limit or _GUIDE_TOKENS,
+                one_encoder=_is_tied(self.guide),
+                query_lengths=query.lengths,
+                passage_lengths=passage.lengths,
+            )
+        return query.with_copies(encoded.query), passage.with_copies(encoded.passage)
+
+    def _score(
+        self,
+        query: Tensor,
+        passage: Tensor,
+        batch: Mapping[str, Any],
+        loss_and_grad: LossAndGrad,
+        guide: tuple[Tensor, Tensor] | None,
+    ) -> _Scored:
         passage_id = batch["passage_id"] if self.mask_duplicates else None
-        result = loss_and_grad(query, passage, batch["target"], passage_id=passage_id)
+        guided = {} if guide is None else {"guide": guide}
+        result = loss_and_grad(query, passage, batch["target"], passage_id=passage_id, **guided)
         return _Scored(result.loss, result.query_grad, result.passage_grad, result.correct, 1.0)
 
     def _score_all_ranks(
-        self, query: Tensor, passage: Tensor, batch: Mapping[str, Any], loss_and_grad: LossAndGrad
+        self,
+        query: Tensor,
+        passage: Tensor,
+        batch: Mapping[str, Any],
+        loss_and_grad: LossAndGrad,
+        guide: tuple[Tensor, Tensor] | None,
     ) -> _Scored:
         exchange = PassageExchange(len(query), len(passage), query.device)
         passage_id = exchange.gather(batch["passage_id"]) if self.mask_duplicates else None
         target = batch["target"] + exchange.offset
-        result = loss_and_grad(query, exchange.gather(passage), target, passage_id=passage_id)
+        guided = {} if guide is None else {"guide": (guide[0], exchange.gather(guide[1]))}
+        result = loss_and_grad(query, exchange.gather(passage), target, passage_id=passage_id, **guided)
         share = exchange.loss_weight
         passage_grad = exchange.return_gradients(result.passage_grad * share)
         return _Scored(result.loss * share, result.query_grad * share, passage_grad, result.correct, share)

@@ -25,20 +25,21 @@ class Backbone(nn.Module):
         return SimpleNamespace(last_hidden_state=torch.tanh(self.hidden(self.embedding(input_ids))))
 
 
-def make_retriever(tied: bool) -> Retriever:
-    torch.manual_seed(5)
+def make_retriever(tied: bool, seed: int = 5) -> Retriever:
+    torch.manual_seed(seed)
     query = Encoder(Backbone(), "mean", normalize=True)  # type: ignore[arg-type]
     passage = query if tied else Encoder(Backbone(), "mean", normalize=True)  # type: ignore[arg-type]
     return Retriever(query, passage).double()
 
 
-def make_step(*, cached: bool, ranks: bool) -> ContrastiveStep:
+def make_step(*, cached: bool, ranks: bool, guided: bool) -> ContrastiveStep:
     return ContrastiveStep(
         scale=4.0,
         label_smoothing=0.1,
         mask_duplicates=True,
         prefixes=Prefixes((8, 5, 2), (1.0, 0.5, 2.0)),
         false_negatives=FalseNegativeFilter(absolute=-0.1),
+        guide=make_retriever(tied=False, seed=6).eval() if guided else None,
         distillation=Distillation(temperature=1.5, weight=2.0),
         cache=CacheSettings(None, 2, 4) if cached else None,
         negatives_x_device=ranks,

@@ -32,7 +32,10 @@ COMPARED += [
     "cached-untied-even-kept-unused",
 ]
 COUNTED = ["collectives-plain", "collectives-cached"]
-OBJECTIVES = ["objectives-plain-untied-uneven", "objectives-cached-tied-uneven"]  # import more: two ranks are enough
+OBJECTIVES = [
+    "objectives-plain-untied-uneven",
+    "objectives-cached-tied-uneven-guided",
+]  # import more: two ranks are enough
 CASES = [*COMPARED, *COUNTED, "exchange", "empty-rank", "forward-alone-in-no-sync"]
 Results = list[dict[str, dict]]
 

@@ -155,8 +155,8 @@ def every_objective(options: list[str]) -> tuple[Callable[[bool], nn.Module], Lo
     """The same with prefixes, a false-negative filter and a teacher, by the trainer's step."""
     import objectives  # transformers takes seconds
 
-    alone = objectives.make_step(cached=False, ranks=False)
-    shared = objectives.make_step(cached="cached" in options, ranks=True)
+    alone = objectives.make_step(cached=False, ranks=False, guided="guided" in options)
+    shared = objectives.make_step(cached="cached" in options, ranks=True, guided="guided" in options)
     return (
         objectives.make_retriever,
         lambda model, rows: objectives.loss(alone, model, rows, PASSAGES_A_QUERY),

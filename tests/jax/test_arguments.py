@@ -132,6 +132,7 @@ def test_mistakes_are_found_before_the_first_step(
         ("false_negative_margin", 0.0),
         ("false_negative_relative_margin", 0.1),
         ("distil_temperature", 1.0),
+        ("guide_model", "m"),
     ],
 )
 def test_objectives_of_the_torch_driver_are_refused_by_name(name: str, value: Any) -> None:
