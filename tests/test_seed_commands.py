@@ -139,7 +139,9 @@ def test_other_launchers(launcher: str, seed_hub: HubStandIn, tmp_path: Path) ->
     assert_trained(tmp_path, steps=2)
 
 
-@pytest.mark.parametrize("cache", ["", " --grad_cache"], ids=["plain", "grad_cache"])
+@pytest.mark.parametrize(
+    "cache", [pytest.param("", marks=pytest.mark.slow), " --grad_cache"], ids=["plain", "grad_cache"]
+)
 @pytest.mark.parametrize("epochs", [2, pytest.param(40, marks=pytest.mark.slow)])
 def test_tpu_command(epochs: int, cache: str, seed_hub: HubStandIn, tmp_path: Path) -> None:
     """On eight simulated devices, as many as a V3-8 has."""

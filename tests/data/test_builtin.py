@@ -183,6 +183,7 @@ def test_a_package_is_read_without_being_imported(built: Path) -> None:
     assert not any("tests" in title for title in titles)
 
 
+@pytest.mark.slow
 def test_the_standard_library_is_read_without_being_imported() -> None:
     script = (
         "import sys; from fastdense.data.builtin.extraction import documented_objects as read; "
@@ -193,6 +194,7 @@ def test_the_standard_library_is_read_without_being_imported() -> None:
     assert re.fullmatch(r"\d{3} \[\]\n", output)
 
 
+@pytest.mark.slow
 def test_another_hash_seed_gives_equal_bytes(
     built: Path, package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

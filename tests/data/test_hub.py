@@ -129,6 +129,7 @@ def test_errors_of_the_hub(full_hub: HubStandIn, tiny_bert_dir: Path, tmp_path: 
         assert part in message
 
 
+@pytest.mark.slow
 def test_cache_dir_holds_everything(seed_hub: HubStandIn, tiny_bert_dir: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     home = tmp_path / "home"

@@ -67,7 +67,7 @@ def finish(ranks: list[subprocess.Popen[str]], timeout: float) -> list[str]:
             rank.wait()
 
 
-@pytest.fixture(scope="module", params=[2, 3], ids="{} ranks".format)
+@pytest.fixture(scope="module", params=[2, pytest.param(3, marks=pytest.mark.slow)], ids="{} ranks".format)
 def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Results]:
     """What each rank found in each case."""
     directory = tmp_path_factory.mktemp("ranks")
@@ -132,7 +132,9 @@ def test_a_rank_without_queries_is_named_on_every_rank(results):
     assert [result["empty-rank"] for result in results] == [{"message": expected}] * len(results)
 
 
-@pytest.mark.parametrize("case", ["killed-before-exchange", "killed-before-reduction"])
+@pytest.mark.parametrize(
+    "case", [pytest.param("killed-before-exchange", marks=pytest.mark.slow), "killed-before-reduction"]
+)
 def test_a_killed_rank_ends_the_other_with_an_error(tmp_path, case):
     ranks = start_ranks(2, tmp_path, [case])
     survivor, dead = ranks

@@ -70,7 +70,7 @@ def test_flags_mean_the_same(tiny_run: Run, log_of: Log, flags: tuple[str, ...])
     assert_same_log(log_of(ours), log_of(theirs))
 
 
-@pytest.mark.parametrize("cache", [(), CACHE], ids=["plain", "grad_cache"])
+@pytest.mark.parametrize("cache", [pytest.param((), marks=pytest.mark.slow), CACHE], ids=["plain", "grad_cache"])
 def test_what_a_batch_lacks_is_padding(
     tiny_run: Run,
     log_of: Log,

@@ -93,7 +93,7 @@ for dtype, width, queries in json.loads(sys.argv[1]):
 
 
 @pytest.mark.tpu_compile
-@pytest.mark.parametrize("topology", ["v3:2x2", "v5e:2x4", "v6e:2x4"])
+@pytest.mark.parametrize("topology", ["v3:2x2", "v5e:2x4", pytest.param("v6e:2x4", marks=pytest.mark.slow)])
 def test_it_compiles_for_a_tpu(topology: str) -> None:
     """Also with bfloat16 on v3, whose matrix unit takes it but not from Mosaic; memory is far below all scores'."""
     queries = 8 * 2048

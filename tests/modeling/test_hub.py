@@ -56,6 +56,7 @@ def model_hub(hub: HubStandIn, tiny_bert_dir: Path, tmp_path: Path) -> HubStandI
     return hub
 
 
+@pytest.mark.slow
 def test_hub_models(model_hub: HubStandIn, tmp_path: Path) -> None:
     names = [("tiny-bert", None), ("tiny-bert", "mean"), ("org/untied", None)]
     expected = [["cls", None], ["mean", True], ["last", False]]

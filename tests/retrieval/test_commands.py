@@ -349,6 +349,7 @@ def test_several_processes_do_not_write_one_file(files, tiny_bert_dir, monkeypat
         )
 
 
+@pytest.mark.slow
 def test_data_sets_of_the_hub(seed_hub, tmp_path, tiny_rows):
     """Tevatron's documented commands, against the stand-in of the hub: queries of a split, and a corpus."""
     (tmp_path / "corpus").mkdir()

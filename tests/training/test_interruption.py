@@ -148,7 +148,7 @@ def _free_port() -> int:
         return probe.getsockname()[1]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [pytest.param("plain, accumulated", marks=pytest.mark.slow), "grad_cache"])
 def test_killed_again_and_again(kind: str, new_run: Any, expected: Any) -> None:
     run, moments = new_run(*KINDS[kind], "--save_total_limit", 2), random.Random(kind)
     reached = 0
