@@ -1,6 +1,6 @@
 """Write the table of docs/training.md from the JSON of the training step's bench.
 
-python -m benches step_table benches/results/train-step-cpu-amd-epyc-zen3.json
+python -m benches step_table benches/results/train-step-cpu-intel-xeon-sapphire-rapids.json
 """
 
 import argparse
