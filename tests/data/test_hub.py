@@ -98,6 +98,7 @@ def full_hub(seed_hub: HubStandIn, tmp_path: Path, tiny_rows: list) -> HubStandI
     return seed_hub
 
 
+@pytest.mark.slow
 def test_hub_data_sets(full_hub: HubStandIn, tmp_path: Path) -> None:
     found = {
         "Tevatron/wikipedia-nq": [128, "Tevatron/wikipedia-nq: nq-train.jsonl.gz, line 1"],

@@ -274,6 +274,7 @@ def test_a_process_killed_while_it_writes(tmp_path, command):
 
 
 @pytest.mark.distributed
+@pytest.mark.slow
 def test_under_torchrun(tmp_path, command):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
