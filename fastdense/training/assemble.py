@@ -125,24 +125,15 @@ def _load_stream(
         q_max_len=data.q_max_len,
         p_max_len=data.p_max_len,
         separator=data.passage_field_separator,
-        query_prefix=data.source_query_prefix[0] if data.source_query_prefix else settings.query_prefix,
-        passage_prefix=data.source_passage_prefix[0] if data.source_passage_prefix else settings.passage_prefix,
-    )
-    choice = PassageChoice(
-        data.train_n_passages,
-        args.seed,
-        positive_no_shuffle=data.positive_passage_no_shuffle,
-        negative_no_shuffle=data.negative_passage_no_shuffle,
-        missing_negatives=data.missing_negatives,
-        teacher_scores=contrastive.distil_temperature is not None,
+        **_prefixes(0, data, settings),
     )
     order = StreamOrder(
-        args.seed if args.data_seed is None else args.data_seed,
+        _order_seed(args),
         0 if args.train_sampling_strategy == "sequential" else data.streaming_buffer or _STREAMED_ROWS,
         rank=args.process_index,
         world=args.world_size,
     )
-    return StreamedSet(stream, name, tokenizer, rules, choice, order)
+    return StreamedSet(stream, name, tokenizer, rules, _passage_choice(data, contrastive, args), order)
 
 
 def _load_source(
@@ -162,13 +153,26 @@ def _load_source(
         q_max_len=data.q_max_len,
         p_max_len=data.p_max_len,
         passage_field_separator=data.passage_field_separator,
-        query_prefix=data.source_query_prefix[number] if data.source_query_prefix else settings.query_prefix,
-        passage_prefix=data.source_passage_prefix[number] if data.source_passage_prefix else settings.passage_prefix,
+        **_prefixes(number, data, settings),
         num_proc=data.dataset_proc_num,
         cache_dir=data.data_cache_dir or model.cache_dir,
     )
-    return TrainingSet(
-        rows,
+    return TrainingSet(rows, **vars(_passage_choice(data, contrastive, args)))
+
+
+def _prefixes(number: int, data: DataArguments, settings: RetrieverSettings) -> dict[str, str]:
+    """What stands before the texts of one of the data sets."""
+    query, passage = data.source_query_prefix, data.source_passage_prefix
+    return {
+        "query_prefix": query[number] if query else settings.query_prefix,
+        "passage_prefix": passage[number] if passage else settings.passage_prefix,
+    }
+
+
+def _passage_choice(
+    data: DataArguments, contrastive: ContrastiveArguments, args: RetrieverTrainingArguments
+) -> PassageChoice:
+    return PassageChoice(
         data.train_n_passages,
         args.seed,
         positive_no_shuffle=data.positive_passage_no_shuffle,
@@ -178,6 +182,10 @@ def _load_source(
     )
 
 
+def _order_seed(args: RetrieverTrainingArguments) -> int:
+    return args.seed if args.data_seed is None else args.data_seed
+
+
 def _mix(
     sets: list[TrainingSet], shares: list[Share], data: DataArguments, args: RetrieverTrainingArguments
 ) -> SourceMix:
@@ -185,8 +193,7 @@ def _mix(
         raise UserError("--train_sampling_strategy sequential is for one data set: batches take several in turns")
     if not args.dataloader_drop_last:
         raise UserError("--dataloader_drop_last false is for one data set: batches of several are always full")
-    seed = args.seed if args.data_seed is None else args.data_seed
-    mix = SourceMix(sets, shares, data.batch_sampling or "one_source", seed)
+    mix = SourceMix(sets, shares, data.batch_sampling or "one_source", _order_seed(args))
     mix.sampler(args.train_batch_size * args.world_size)  # says now what cannot work
     return mix
 

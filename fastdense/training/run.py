@@ -59,10 +59,7 @@ def train(
     checkpoint = find_checkpoint(args.resume_from_checkpoint, args.output_dir)
     prepare_output_dir(args, resuming=checkpoint is not None)
     hub = HubPush(args) if args.push_to_hub and args.process_index == 0 else None
-    step = make_step(contrastive, args)
-    retriever, tokenizer, settings = load_model(model, data)
-    step = with_guide(step, contrastive, model, args, tokenizer, settings)
-    settings = with_prefixes(contrastive, settings, retriever.query_encoder.dimension)
+    step, retriever, tokenizer, settings = _assemble(model, data, contrastive, args, load_model, make_step)
     held_out = load_held_out(args, tokenizer, settings, model.cache_dir)
     rows, collator = load_training_set(data, model, contrastive, args, tokenizer, settings)
     trainer = trainer_class(
@@ -87,6 +84,21 @@ def train(
             hub.push_trained(Path(args.output_dir))
 
 
+def _assemble(
+    model: ModelArguments,
+    data: DataArguments,
+    contrastive: ContrastiveArguments,
+    args: RetrieverTrainingArguments,
+    load_model: Callable[..., tuple[Retriever, Any, RetrieverSettings]],
+    make_step: Callable[..., Any],
+) -> tuple[Any, Retriever, Any, RetrieverSettings]:
+    """The step, the retriever, its tokenizer and its settings."""
+    step = make_step(contrastive, args)
+    retriever, tokenizer, settings = load_model(model, data)
+    step = with_guide(step, contrastive, model, args, tokenizer, settings)
+    return step, retriever, tokenizer, with_prefixes(contrastive, settings, retriever.query_encoder.dimension)
+
+
 def _warn_of_emulation(args: RetrieverTrainingArguments) -> None:
     if args.bf16 and args.device.type == "cpu" and args.process_index == 0 and emulates_bf16():
         logger.warning(
@@ -105,10 +117,7 @@ def _tell(trainer: RetrieverTrainer, origin: Provenance) -> None:
 def _print_plan(
     model: ModelArguments, data: DataArguments, contrastive: ContrastiveArguments, args: RetrieverTrainingArguments
 ) -> None:
-    step = make_step(contrastive, args)
-    retriever, tokenizer, settings = load_model(model, data)
-    step = with_guide(step, contrastive, model, args, tokenizer, settings)
-    settings = with_prefixes(contrastive, settings, retriever.query_encoder.dimension)
+    step, retriever, tokenizer, settings = _assemble(model, data, contrastive, args, load_model, make_step)
     rows, collator = load_training_set(data, model, contrastive, args, tokenizer, settings)
     if args.process_index == 0:
         print(describe_run(retriever, args, step, rows, collator))
