@@ -50,15 +50,16 @@ def measure(arguments: argparse.Namespace, batch: int) -> list[dict[str, Any]]:
     params, inputs = replicate(encoder.params, mesh), divide_rows(make_batch(batch), mesh)
     moment = Moment(seed=np.uint32(0), step=np.int32(0), part=np.int32(0), share=np.float32(1))
 
+    def tally() -> Tally:  # which a step uses up
+        return replicate(Tally(np.float32(0), np.float32(0)), mesh)
+
     def once(program: Any) -> Any:
-        zero = np.float32(0)
-        return jax.block_until_ready(program(params, inputs, moment, replicate(Tally(zero, zero), mesh), None))
+        return jax.block_until_ready(program(params, inputs, moment, tally(), None))
 
     programs, lines, gradients = {}, {}, {}
     for name, step in make_steps(encoder, mesh, (arguments.chunk[0], arguments.chunk[1])).items():
         started = time.perf_counter()
-        tally = replicate(Tally(np.float32(0), np.float32(0)), mesh)
-        programs[name] = step.compiled.lower(params, inputs, moment, tally, None).compile()
+        programs[name] = step.compiled.lower(params, inputs, moment, tally(), None).compile()
         lines[name] = {
             "step": name,
             "devices": mesh.size,

@@ -4,6 +4,7 @@ They are Triton kernels for CUDA tensors. What they need or lack stands with eac
 own error, which the bench shows in place of its time.
 """
 
+import math
 from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
@@ -26,11 +27,10 @@ def cut_cross_entropy(module: Any, scale: float) -> Loss:
 
 
 def inf_cl(module: Any, scale: float) -> Loss:
-    """Inf-CL on one GPU. Its kernel takes heads of at most 256: it is given the width's largest divisor of those."""
+    """Inf-CL on one GPU. Its kernel takes heads of at most 256: it is given the largest power of two in the width."""
 
     def loss(query: Tensor, passage: Tensor, target: Tensor) -> Tensor:
-        width = query.shape[1]
-        head = next(size for size in (256, 128, 64, 32, 16, 8, 4, 2, 1) if width % size == 0)
+        head = math.gcd(query.shape[1], 256)
         return module.cal_flash_loss(query, passage, target, scale=scale, head_dim=head).mean()
 
     return loss
