@@ -1,5 +1,5 @@
-// The kernels of exponentials.cu for compute capability 9.0. They are empty in the code for others, where wgmma.h's
-// launchers must not be called.
+// The kernels of exponentials.cu for compute capability 9.0. They are empty in the code for others, where the launchers
+// of wgmma_exponentials.h must not be called.
 #include <cuda.h>
 
 #include <cmath>
