@@ -36,7 +36,7 @@ def peak_mib(function: Callable[[], object], device: str) -> float | None:
     return (resident_kib("VmHWM") - before) / 1024
 
 
-def resident_kib(field: str) -> int:
-    """KiB of a field of /proc/self/status."""
-    lines = Path("/proc/self/status").read_text().splitlines()
+def resident_kib(field: str, process: int | str = "self") -> int:
+    """KiB of a field of /proc/PROCESS/status."""
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(field + ":"))

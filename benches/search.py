@@ -2,34 +2,29 @@
 
     python -m benches search --passages 1000000 --width 768 --queries 128 --depth 100 --threads 2 --output here.json
 
-The shards (float32 ``.npy``, mapped) lie in ``--directory`` while it runs: 4 * passages * width bytes. Each query
-is a passage with noise, so what must be found first is known, and a search that misses one is an error. "anonymous" is
-what the search adds to the process's own memory (what generating the corpus freed may be used again and does not
-count); pages of the mapped files come on top, and are given back when the system needs them.
+The shards (``.npy``, mapped) lie in ``--directory`` while it runs: 4 * passages * width bytes. `python -m
+fastdense.search` is started on them as a user would. Each query is a passage with noise, so what must be found first is
+known, and a search that misses one is an error. "peak_anonymous_mib" is all memory of that process that no file stands
+behind, libraries included; pages of the mapped files come on top, and are given back when the system needs them.
 """
 
 import argparse
 import json
+import os
+import resource
+import subprocess
+import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import faiss
 import numpy as np
 
 from benches.machine import device_name, resident_kib
-from fastdense.retrieval.rankings import Run
-from fastdense.retrieval.representations import (
-    Representations,
-    read_representations,
-    representation_files,
-    shard_paths,
-    write_windows,
-)
-from fastdense.retrieval.search import search_shards
+from fastdense.retrieval.rankings import read_run
+from fastdense.retrieval.representations import Representations, shard_paths, write_representations, write_windows
 
 WINDOW = 10_000  # passages generated at a time
 
@@ -56,41 +51,43 @@ def write_corpus(directory: Path, passages: int, width: int, shards: int, querie
     return Representations(ids, np.stack(vectors))
 
 
-def peak_anonymous_mib(function: Callable[[], object]) -> float:
-    """MiB of memory that no file stands behind, looked at every 20 ms, that a call adds at its peak."""
-    before = peak = resident_kib("RssAnon")
-    done = threading.Event()
-
-    def watch() -> None:
-        nonlocal peak
-        while not done.wait(0.02):
-            peak = max(peak, resident_kib("RssAnon"))
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
-        function()
-    finally:
-        done.set()
-        watcher.join()
-    return (peak - before) / 1024
-
-
-def measure(directory: Path, queries: Representations, depth: int) -> dict[str, Any]:
-    """One search over the shards of a directory, from opening the files to the ranking."""
-    run: Run = {}
-
-    def search() -> None:
-        files = representation_files(str(directory / "*"))
-        run.update(search_shards(queries, map(read_representations, files), depth))
-
-    start, start_cpu = time.perf_counter(), time.process_time()
-    peak = peak_anonymous_mib(search)
-    seconds, cpu = time.perf_counter() - start, time.process_time() - start_cpu
+def measure(directory: Path, queries: Representations, depth: int, threads: int) -> dict[str, Any]:
+    """The command over the shards ``corpus-*`` of a directory, from its start to its end."""
+    write_representations(directory / "queries.npy", queries)
+    ranking = directory / "ranking.txt"
+    files = ["--query_reps", directory / "queries.npy", "--passage_reps", directory / "corpus-*.npy"]
+    command = [sys.executable, "-m", "fastdense.search", *files, "--save_ranking_to", ranking, "--save_text"]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    start, start_cpu = time.perf_counter(), children_cpu_seconds()
+    with subprocess.Popen([*map(str, command), "--depth", str(depth)], env=environment) as process:
+        peak = peak_anonymous_mib(process)
+    if process.returncode:
+        raise SystemExit(f"the search failed with exit status {process.returncode}")
+    seconds, cpu = time.perf_counter() - start, children_cpu_seconds() - start_cpu
+    run = read_run(ranking)
     missed = [query for query, found in run.items() if found.passage_ids[0] != query]
     if missed or len(run) != len(queries.ids):
         raise SystemExit(f"the search is wrong: {len(missed)} of {len(queries.ids)} queries miss their passage")
     return {"seconds": round(seconds, 2), "cpu_seconds": round(cpu, 2), "peak_anonymous_mib": round(peak)}
+
+
+def peak_anonymous_mib(process: subprocess.Popen[bytes]) -> float:
+    """MiB of memory of a process that no file stands behind, at its peak, looked at every 20 ms until it ends."""
+    peak = 0
+    while process.poll() is None:
+        try:
+            peak = max(peak, resident_kib("RssAnon", process.pid))
+        except (OSError, StopIteration):
+            break  # it is ending, and has no memory any more
+        time.sleep(0.02)
+    process.wait()
+    return peak / 1024
+
+
+def children_cpu_seconds() -> float:
+    """Of the processes that this one started and that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def main() -> None:
@@ -101,14 +98,13 @@ def main() -> None:
     parser.add_argument("--directory", help="where the corpus lies for the while; the system's temporary one if absent")
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
-    faiss.omp_set_num_threads(args.threads)
     with tempfile.TemporaryDirectory(dir=args.directory) as folder:
         queries = write_corpus(Path(folder), args.passages, args.width, args.shards, args.queries)
         report = {
             "device": device_name("cpu"),
             **{name: getattr(args, name) for name in ("passages", "width", "queries", "depth", "shards", "threads")},
             "vectors_mib": round(4 * args.passages * args.width / 2**20),
-            **measure(Path(folder), queries, args.depth),
+            **measure(Path(folder), queries, args.depth, args.threads),
         }
     text = json.dumps(report, indent=2)
     print(text)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from fastdense.command import run
 from fastdense.retrieval.arguments import SearchArguments
+from fastdense.retrieval.nearest import search_device
 from fastdense.retrieval.output import check_writable
 from fastdense.retrieval.progress import progress_bar
 from fastdense.retrieval.rankings import Run, merge_runs, ranking_files, read_run, write_run
@@ -35,7 +36,7 @@ def search(args: SearchArguments) -> Run:
     queries = read_representations(args.query_reps)
     shards = (read_representations(file) for file in files)
     with progress_bar("Searching", len(files) * len(queries.ids), "query") as on_batch:
-        return search_shards(queries, shards, args.depth or DEPTH, args.batch_size, on_batch)
+        return search_shards(queries, shards, args.depth or DEPTH, args.batch_size, on_batch, search_device())
 
 
 def merge(args: SearchArguments) -> Run:

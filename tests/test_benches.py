@@ -119,10 +119,12 @@ def test_results_without_a_sweep_make_no_picture(tmp_path):
 def test_the_search_bench(benches, tmp_path):
     search = benches("search")
     queries = search.write_corpus(tmp_path, passages=300, width=16, shards=3, queries=5)
-    assert search.measure(tmp_path, queries, depth=4).keys() == {"seconds", "cpu_seconds", "peak_anonymous_mib"}
+    found = search.measure(tmp_path, queries, depth=4, threads=1)
+    assert found.keys() == {"seconds", "cpu_seconds", "peak_anonymous_mib"}
+    assert 10 < found["peak_anonymous_mib"] < 2000
     wrong = search.Representations(queries.ids[::-1], queries.vectors)
     with pytest.raises(SystemExit, match="4 of 5 queries miss"):
-        search.measure(tmp_path, wrong, depth=4)
+        search.measure(tmp_path, wrong, depth=4, threads=1)
 
 
 @pytest.mark.slow

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from fastdense.errors import UserError
 from fastdense.files import atomic_file
+from fastdense.retrieval.nearest import import_faiss
 from fastdense.retrieval.representations import IDS_ENDING, Representations, read_representations
-from fastdense.retrieval.search import import_faiss
 
 BLOCK_BYTES = 2**26  # of vectors at a time
 FLAT = "Flat"

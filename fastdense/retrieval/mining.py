@@ -15,6 +15,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from fastdense.retrieval.nearest import search_device
 from fastdense.retrieval.rankings import Ranked
 from fastdense.retrieval.representations import Representations
 from fastdense.retrieval.search import inner_products, search_shards
@@ -130,7 +131,7 @@ def mine_negatives(
         UserError: see :func:`fastdense.retrieval.search.search_shards`.
     """
     scores = _PositiveScores(queries, positives)
-    run = search_shards(queries, scores.watch(shards), rules.range_max, batch_size, on_batch)
+    run = search_shards(queries, scores.watch(shards), rules.range_max, batch_size, on_batch, search_device())
     summary = MiningSummary(
         queries=len(queries.ids), positives=int(scores.counts.sum()), positive_score=float(scores.sums.sum())
     )

@@ -22,6 +22,7 @@ from fastdense.retrieval.rankings import is_rankable
 
 IDS_ENDING = ".ids.txt"
 CHECKED_BYTES = 2**26  # of vectors that are looked at at a time
+SAFETENSORS_FLOATS = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}
 SHARD_NAME = re.compile(r"(?P<stem>.+)-\d{5,}-of-(?P<count>\d{5,})(?P<suffix>\.[^.]*)?", re.DOTALL)
 
 
@@ -219,17 +220,34 @@ def _write_safetensors(path: Path, representations: Representations) -> None:
 
 
 def _read_safetensors(path: Path) -> tuple[np.ndarray, list[str]]:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
+    """Vectors stay in the file, mapped."""
+    from safetensors import SafetensorError, safe_open
 
     try:
-        tensors = load_file(path)
-        ids = json.loads(tensors["ids"].tobytes())
-        return tensors["representations"], _as_ids(path, ids)
-    except KeyError as error:
-        raise UserError(f"{path} has no tensor {error}; 'representations' and 'ids' were expected") from None
+        with safe_open(path, framework="numpy") as file:  # checks the header, places included
+            if missing := {"representations", "ids"}.difference(file.keys()):
+                raise UserError(f"{path} has no tensor {min(missing)!r}; 'representations' and 'ids' were expected")
+            ids = json.loads(file.get_tensor("ids").tobytes())
+        return _map_safetensor(path, "representations"), _as_ids(path, ids)
     except (SafetensorError, ValueError) as error:
         raise UserError(f"{path} is no readable .safetensors file of representations ({error})") from None
+
+
+def _map_safetensor(path: Path, name: str) -> np.ndarray:
+    """The tensor as a read-only memory map; safe_open copies what is sliced, and all of it where NumPy reads.
+
+    The format: 8 bytes with the length of a JSON header, the header, the data; a tensor's place counts from the data.
+    """
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        tensor = json.loads(file.read(length))[name]
+    if tensor["dtype"] not in SAFETENSORS_FLOATS:
+        raise UserError(f"{path}: floats of {', '.join(SAFETENSORS_FLOATS)} were expected, not {tensor['dtype']}")
+    dtype, start = SAFETENSORS_FLOATS[tensor["dtype"]], 8 + length + tensor["data_offsets"][0]
+    shape = tuple(tensor["shape"])
+    if 0 in shape:
+        return np.empty(shape, dtype)  # nothing cannot be mapped
+    return np.memmap(path, dtype, "r", start, shape)
 
 
 def _read_pickle(path: Path) -> tuple[np.ndarray, list[str]]:

@@ -1,23 +1,23 @@
 """Exact search by inner product, in one piece or shard by shard."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from fastdense.errors import UserError
+from fastdense.retrieval.nearest import Floats, Indices, Nearest
 from fastdense.retrieval.rankings import Run, make_run
 from fastdense.retrieval.representations import Representations
 
-# faiss is asked for this many passages more than wanted: its own scores differ in the last bits from shard to shard and
-# from batch to batch, and those near the end of the list may change places when they are computed again.
+# Candidates are found by float32 scores, whose last bits differ from shard to shard and from batch to batch: so many
+# more than wanted are asked for, since those near the end of the list may change places when computed again.
 SPARE_CANDIDATES = 128
 EXHAUSTIVE_ROWS = 65536  # passages at a time when one query is scored against all
 BLOCK_BYTES = 2**30  # of passages that all queries are scored against before the next are read
 
-Floats = NDArray[np.float32]
-Indices = NDArray[np.int64]
+_CPU = torch.device("cpu")
 
 
 def exact_search(
@@ -50,8 +50,9 @@ def exact_search(
     passage_reps = np.ascontiguousarray(passage_reps, dtype=np.float32)
     _check_problem(query_reps, passage_reps, depth)
     found = []
+    nearest = Nearest(passage_reps, _CPU)
     for batch in _batches(len(query_reps), batch_size):
-        found.append(_search_batch(query_reps[batch], passage_reps, depth, passage_ids))
+        found.append(_search_batch(query_reps[batch], passage_reps, nearest, depth, passage_ids))
     scores, indices = zip(*found, strict=True)
     return np.concatenate(scores), np.concatenate(indices)
 
@@ -62,6 +63,7 @@ def search_shards(
     depth: int,
     batch_size: int = 128,
     on_batch: Callable[[int], object] | None = None,
+    device: torch.device = _CPU,
 ) -> Run:
     """Search shards of a corpus one after the other and merge: equal to searching them as one.
 
@@ -71,11 +73,13 @@ def search_shards(
 
     Args:
         on_batch: called with the number of queries done after each batch; they add up to one round for every shard.
+        device: which finds the candidates, a block of passages in its memory; their scores and what is found do not
+            depend on it.
 
     Raises:
         UserError: see :func:`exact_search`; or an id occurs in two shards.
     """
-    best = _BestSoFar(queries.rows(slice(None)), depth)
+    best = _BestSoFar(queries.rows(slice(None)), depth, device)
     seen: set[str] = set()
     for shard in shards:
         _check_shard(queries, shard, seen)
@@ -95,9 +99,10 @@ def search_shards(
 class _BestSoFar:
     """The best passages of all queries [Q, D] among the blocks of passages that have been added."""
 
-    def __init__(self, queries: Floats, depth: int) -> None:
+    def __init__(self, queries: Floats, depth: int, device: torch.device) -> None:
         self.queries = queries
         self.depth = depth
+        self.device = device
         self.ids: list[str] = []
         self.scores = np.empty((len(queries), 0), np.float32)
         self.indices = np.empty((len(queries), 0), np.int64)
@@ -108,8 +113,9 @@ class _BestSoFar:
         first, before = len(self.ids), self.scores.shape[1]
         self.ids += ids
         self._widen(min(self.depth, len(self.ids)))
+        nearest = Nearest(passages, self.device)
         for batch in _batches(len(self.queries), batch_size):
-            scores, indices = _search_batch(self.queries[batch], passages, self.depth, ids)
+            scores, indices = _search_batch(self.queries[batch], passages, nearest, self.depth, ids)
             scores = np.hstack([self.scores[batch, :before], scores])
             indices = np.hstack([self.indices[batch, :before], indices + first])
             self.scores[batch], self.indices[batch] = _best(scores, indices, self.depth, self.ids)
@@ -148,27 +154,16 @@ def _slices(count: int, size: int) -> list[slice]:
     return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
 
-def import_faiss() -> Any:
-    """The module; UserError if it is not installed."""
-    try:
-        import faiss
-    except ImportError as error:
-        raise UserError(f"this needs faiss ({error}): pip install 'fastdense[retrieval]'") from None
-    return faiss
-
-
 def _search_batch(
-    query: Floats, passage: Floats, depth: int, passage_ids: Sequence[str] | None
+    query: Floats, passage: Floats, nearest: Nearest, depth: int, passage_ids: Sequence[str] | None
 ) -> tuple[Floats, Indices]:
-    faiss = import_faiss()
     depth = min(depth, len(passage))
     width = min(depth + SPARE_CANDIDATES, len(passage))
-    # What IndexFlatIP runs, on the array itself: an index would copy it.
-    _, candidates = faiss.knn(query, passage, width, metric=faiss.METRIC_INNER_PRODUCT)
+    candidates = nearest.candidates(query, width)
     scores = np.stack([inner_products(row, passage[near]) for row, near in zip(query, candidates, strict=True)])
     best_scores, best = _best(scores, candidates, depth, passage_ids)
     if width < len(passage):
-        # All spare candidates are tied with the last place: who gets it must not be left to faiss's heap.
+        # All spare candidates are tied with the last place: who gets it must not be left to whoever chose them.
         for row in np.flatnonzero(scores.min(axis=1) == best_scores[:, -1]):
             best_scores[row], best[row] = _search_all(query[row], passage, best_scores[row, -1], depth, passage_ids)
     return best_scores, best

@@ -174,6 +174,12 @@ def test_safetensors_of_something_else(tmp_path):
         read_representations(tmp_path / "r.safetensors")
 
 
+def test_safetensors_of_other_numbers(tmp_path):
+    write_representations(tmp_path / "r.safetensors", Representations(["a"], np.ones((1, 2), np.int64)))
+    with pytest.raises(UserError, match=r"r\.safetensors: floats of F64, F32, F16 were expected, not I64"):
+        read_representations(tmp_path / "r.safetensors")
+
+
 def test_a_zip_archive(tmp_path):
     (tmp_path / "r.pt").write_bytes(b"PK\x03\x04rest")
     with pytest.raises(UserError, match=r"torch\.save or zip archive"):

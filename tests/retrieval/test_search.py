@@ -9,7 +9,7 @@ import pytest
 from fastdense.errors import UserError
 from fastdense.retrieval import representations, search
 from fastdense.retrieval.rankings import merge_runs
-from fastdense.retrieval.representations import Representations, read_representations
+from fastdense.retrieval.representations import Representations, read_representations, write_representations
 from fastdense.retrieval.search import SPARE_CANDIDATES, exact_search, search_shards
 
 
@@ -93,18 +93,18 @@ def test_all_queries_look_at_a_block_before_any_looks_at_the_next(queries, passa
 
 
 @pytest.mark.parametrize("dtype", ["<f4", "<f2", "<f8"])
-def test_a_mapped_shard_is_never_in_memory_as_a_whole(tmp_path, monkeypatch, dtype):
+@pytest.mark.parametrize("name", ["shard.npy", "shard.safetensors"])
+def test_a_mapped_shard_is_never_in_memory_as_a_whole(tmp_path, monkeypatch, name, dtype):
     monkeypatch.setattr(search, "BLOCK_BYTES", 2**20)
     monkeypatch.setattr(representations, "CHECKED_BYTES", 2**20)
     n, width = 2**14, 512
     queries = Representations(["q0", "q1"], random_vectors(2, 0, width))
     vectors = random_vectors(n, 1, width).astype(np.float16)  # exact in all of them
-    np.save(tmp_path / "shard.npy", vectors.astype(dtype))
-    (tmp_path / "shard.ids.txt").write_text("".join(f"{i}\n" for i in range(n)))
+    write_representations(tmp_path / name, Representations([str(i) for i in range(n)], vectors.astype(dtype)))
     expected = search_shards(queries, [Representations([str(i) for i in range(n)], vectors.astype(np.float32))], 10)
     tracemalloc.start()
     try:
-        passages = read_representations(tmp_path / "shard.npy")
+        passages = read_representations(tmp_path / name)
         found = search_shards(queries, [passages], 10)
         _, peak = tracemalloc.get_traced_memory()
     finally:

@@ -10,14 +10,20 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from mortal_run import Death, end, start
+from transformers import AutoTokenizer
 
 from fastdense.modeling.load import load_retriever
+from fastdense.modeling.settings import read_settings
+from fastdense.retrieval.encode import encode_texts
 from fastdense.training.checkpoints import find_checkpoint, whole_checkpoints
+from fastdense.training.evaluation import load_held_out
 
 # Eight passages for rows of three to six negatives: the missing ones are drawn with replacement.
 FLAGS = (
@@ -223,8 +229,23 @@ def test_a_dead_rank_ends_the_others_and_both_resume(flags: list[str], new_run: 
 @pytest.mark.distributed
 @pytest.mark.parametrize("ranks", [2, 3])
 @pytest.mark.parametrize("flags", [SHARED, [*SHARED, *KINDS["grad_cache"]]], ids=["plain", "grad_cache"])
-def test_an_uneven_last_batch_does_not_hang(flags: list[str], ranks: int, new_run: Any) -> None:
+def test_uneven_last_batches_and_held_out_sets_go_through(
+    flags: list[str], ranks: int, new_run: Any, eval_dir: Path, other_eval_dir: Path
+) -> None:
     epoch = ["--max_steps", -1, "--num_train_epochs", 1, "--dataloader_drop_last", "false", "--save_strategy", "no"]
-    run = new_run(*flags, *epoch, ranks=ranks)
+    held_out = [eval_dir, other_eval_dir]
+    run = new_run(*flags, *epoch, "--eval_strategy", "epoch", "--eval_dir", *held_out, ranks=ranks)
     assert run.finish()
-    assert json.loads((run.output / "trainer_state.json").read_text())["global_step"] == -(-22 // (4 * ranks))
+    state = json.loads((run.output / "trainer_state.json").read_text())
+    assert state["global_step"] == -(-22 // (4 * ranks))
+    (line,) = (line for line in state["log_history"] if "eval_runtime" in line)
+    found = {name.removeprefix("eval_"): value for name, value in line.items() if "@" in name}
+    assert found == pytest.approx(measured_in_one_process(run.output, held_out))
+
+
+def measured_in_one_process(directory: Path, held_out: list[Path]) -> dict[str, float]:
+    retriever = load_retriever(directory)
+    tokenizer, settings = AutoTokenizer.from_pretrained(directory), read_settings(str(directory))
+    sets = load_held_out(SimpleNamespace(eval_dir=[str(path) for path in held_out]), tokenizer, settings)
+    encoders = {"query": retriever.query_encoder, "passage": retriever.passage_encoder}
+    return sets.measure(lambda side, *texts: encode_texts(encoders[side].eval(), *texts), Accelerator(cpu=True))
