@@ -25,8 +25,13 @@ DEMO_JAX     := $(VENV)/.demo-jax
 DEV          := $(VENV)/.dev
 endif
 
-# Python compiles what it imports; compiling all that is installed would take as long as installing it.
+# Python compiles what it imports; compiling all that is installed would take as long as installing it. It must keep
+# what it compiled: the tests start many processes, and reading torch's and transformers' source takes each of them
+# seconds. The interpreter at hand is not ours to write into.
 INSTALL      := $(PY) -m pip install -q --no-compile
+ifndef HERE
+unexport PYTHONDONTWRITEBYTECODE
+endif
 
 BUILD_FILES  := pyproject.toml CMakeLists.txt $(shell find cmake csrc -type f)
 NATIVE_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
