@@ -26,12 +26,12 @@ PROVIDER = "fastdense cached"
 KINDS = {
     "matrix products": ("mm", "linear", "bmm"),
     "attention": ("attention",),
+    "dropout": ("dropout", "bernoulli"),
     "loss": ("fastdense", "contrastive"),
     "GELU": ("gelu",),
     "layer norm": ("layer_norm",),
-    "dropout": ("dropout", "bernoulli"),
     "softmax": ("softmax",),
-    "embedding": ("embedding",),
+    "embedding": ("embedding", "index_add", "scatter_add"),
     "copies": ("copy_", "clone", "cat", "index_select"),
     "element-wise": ("add", "mul", "div", "sum", "masked_fill", "fill_", "zero_", "where"),
 }

@@ -1,4 +1,4 @@
-"""Who computes loss and gradients of a batch: fastdense and other trainers' steps, all on the same model.
+"""Who computes loss and gradients of a batch: fastdense and other trainers' steps, all on the same weights.
 
 A provider collates examples as its trainer would (``prepare``, which a data loader's workers do and nobody times) and
 turns the result into gradients in ``.grad`` (``step``). The loss is everyone's: softmax cross-entropy of the cosines
@@ -25,6 +25,7 @@ from fastdense.modeling.encoder import Retriever
 from fastdense.modeling.load import load_retriever
 from fastdense.training.arguments import ContrastiveArguments, RetrieverTrainingArguments
 from fastdense.training.assemble import make_step
+from fastdense.training.cpu import settle_on_cpu
 from fastdense.training.parser import parse_arguments
 
 SCALE = 20.0
@@ -83,6 +84,14 @@ class Providers:
         return self._placed(load_retriever(self.setting.model))
 
     @cached_property
+    def _settled_retriever(self) -> Retriever:
+        """The same model as ``fastdense.train`` prepares it."""
+        retriever = load_retriever(self.setting.model)
+        if self.setting.device == "cpu":
+            settle_on_cpu(retriever, own_attention=True, own_dropout="--torch_compile" not in self.setting.flags)
+        return self._placed(retriever)
+
+    @cached_property
     def _sentence_transformer(self) -> Any:
         from sentence_transformers import SentenceTransformer
 
@@ -113,7 +122,8 @@ class Providers:
         place = "--use_cpu" if self.setting.device == "cpu" else ""
         kinds = (ContrastiveArguments, RetrieverTrainingArguments)
         step = make_step(*parse_arguments("benches.train_step", "", kinds, shlex.split(f"{fixed} {place} {flags}")))
-        return self._ours(self._collate, lambda batch: step(self._retriever, batch)[0].backward(), cached=cached)
+        model = self._settled_retriever
+        return self._on(model, self._collate, lambda batch: step(model, batch)[0].backward(), cached=cached)
 
     def plain_autograd(self) -> Provider:
         """The reference: one forward pass, one backward pass, and torch's own cross-entropy."""
@@ -122,7 +132,7 @@ class Providers:
             query, passage = self._retriever(query=batch["query"], passage=batch["passage"])
             _naive_loss(query, passage, batch["target"]).backward()
 
-        return self._ours(self._collate, step, cached=False)
+        return self._on(self._retriever, self._collate, step, cached=False)
 
     def _v1_style(self) -> Provider:
         """Everything padded to the maximum length, and gradient caching in chunks of V1_CHUNK_ROWS."""
@@ -135,10 +145,12 @@ class Providers:
                 batch[side] = {name: F.pad(tensor, padding) for name, tensor in batch[side].items()}
             return batch
 
-        return self._ours(prepare, lambda batch: _v1_step(self._retriever, batch), cached=True)
+        return self._on(self._retriever, prepare, lambda batch: _v1_step(self._retriever, batch), cached=True)
 
-    def _ours(self, prepare: Callable[..., Any], step: Callable[[Any], object], *, cached: bool) -> Provider:
-        return Provider(self._retriever, self._retriever.query_encoder.backbone, prepare, step, cached)
+    def _on(
+        self, model: Retriever, prepare: Callable[..., Any], step: Callable[[Any], object], *, cached: bool
+    ) -> Provider:
+        return Provider(model, model.query_encoder.backbone, prepare, step, cached)
 
     def _sentence_transformers(self, budget: int | None) -> Provider:
         """Its cached loss takes the queries, the positives, the first negatives ... each padded by themselves."""

@@ -3,7 +3,8 @@
     python -m benches train_step --model minilm --batch 256 --n_passages 2 --threads 2
     python -m benches train_step --model minilm --batch 64 256 1024 4096 --repeats 0 --only "fastdense cached"
 
-Same model, rows, batch, precision and threads; the rows are the built-in Python documentation's, and batches are
+Same weights, rows, batch, precision and threads; on a CPU what fastdense tells the process's allocator is there for
+all of them (without it plain autograd is the slower). The rows are the built-in Python documentation's, and batches are
 collated beforehand. First every provider's gradients of a small batch, without dropout, are compared with those of
 plain float32 autograd: one that is wrong shows its error and no speed. Then the providers take turns in one process;
 "x" is the median over the turns of how many times faster than sentence-transformers' cached loss with its defaults a

@@ -1,9 +1,10 @@
 // The operators of fastdense, on the LibTorch stable ABI. Fake kernels and backwards are registered in Python
-// (fastdense/loss/operator.py), which also checks every argument before it arrives here.
+// (fastdense/loss/operator.py, fastdense/training/dropout.py), which also check every argument before it arrives here.
 
 #include <torch/csrc/stable/library.h>
 
 #include "cpu/contrastive.h"
+#include "cpu/dropout.h"
 #ifdef FASTDENSE_WITH_CUDA
 #include "cuda/contrastive_rows.h"
 #include "cuda/score_exponentials.h"
@@ -36,9 +37,14 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fastdense, m) {
       "Tensor query, Tensor passage, Tensor target, Tensor? label, Tensor scale, Tensor wanted, "
       "Tensor(a!) partials) -> ()");
   m.def("smooth_exponentials_(Tensor(a!) stored, Tensor target, Tensor? label, Tensor gain, Tensor share) -> ()");
+  // A contiguous float32 tensor, each value times 0 with probability p, else times 1 / (1 - p); the seed says which.
+  m.def("dropout_native(Tensor input, float p, int seed) -> Tensor");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(fastdense, CPU, m) { m.impl("contrastive_native", TORCH_BOX(&fastdense::cpu::contrastive)); }
+STABLE_TORCH_LIBRARY_IMPL(fastdense, CPU, m) {
+  m.impl("contrastive_native", TORCH_BOX(&fastdense::cpu::contrastive));
+  m.impl("dropout_native", TORCH_BOX(&fastdense::cpu::dropout));
+}
 
 #ifdef FASTDENSE_WITH_CUDA
 STABLE_TORCH_LIBRARY_IMPL(fastdense, CUDA, m) {

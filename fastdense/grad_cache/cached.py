@@ -14,6 +14,7 @@ from fastdense.grad_cache.keeping import GraphBudget
 from fastdense.grad_cache.memory import is_out_of_memory
 from fastdense.grad_cache.state import AutocastState, RandomState
 from fastdense.grad_cache.stream import Batch, Chunk, Side, Stream
+from fastdense.grad_cache.tables import TableGradients
 
 Outputs = Sequence[Tensor | None]
 
@@ -118,6 +119,7 @@ class _Calls:
         self._device_type = streams[0].device_type
         self._autocast = AutocastState.capture(self._device_type)
         self._compiled = _is_compiled(model)
+        self._tables = TableGradients(model)
         # Whoever accumulates gradients may run the forward pass alone inside no_sync().
         self._reduces = getattr(model, "require_backward_grad_sync", True)
         self._calls = [_Call(chunks) for chunks in _in_turn([stream.chunks for stream in streams])]
@@ -184,6 +186,10 @@ class _Calls:
             return self._call(call, self._model)
 
     def _call(self, call: _Call, model: Callable[..., Any]) -> Outputs:
+        with self._summing_tables(call):
+            return self._run(call, model)
+
+    def _run(self, call: _Call, model: Callable[..., Any]) -> Outputs:
         inputs = [stream.take(chunk) for stream, chunk in zip(self._streams, call.chunks, strict=True)]
         if len(inputs) == 1:
             return model(passage=inputs[0])[1:]
@@ -199,7 +205,16 @@ class _Calls:
             if output is not None and chunk is not None and output.requires_grad:  # not so for a frozen encoder
                 roots.append(output)
                 gradients.append(grad[chunk.rows])
-        torch.autograd.backward(roots, gradients)
+        if call is self._calls[-1]:
+            roots += self._tables.sums.keys()
+            gradients += [total.to(table.dtype) for table, total in self._tables.sums.items()]
+        with self._summing_tables(call):  # activation checkpointing looks up again
+            torch.autograd.backward(roots, gradients)
+
+    def _summing_tables(self, call: _Call) -> contextlib.AbstractContextManager[Any]:
+        """For all calls but the last one, whose backward pass takes the sums along: each table gets one gradient."""
+        last = call is self._calls[-1]
+        return contextlib.nullcontext() if last or self._compiled else self._tables.collecting()
 
     def _no_reduction(self) -> contextlib.AbstractContextManager[None]:
         """DistributedDataParallel's no_sync(), for a model that has it."""

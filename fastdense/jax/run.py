@@ -12,7 +12,7 @@ from fastdense.modeling.encoder import Retriever
 from fastdense.modeling.settings import RetrieverSettings
 from fastdense.training import run
 from fastdense.training.arguments import AUTO, ContrastiveArguments, DataArguments, ModelArguments
-from fastdense.training.assemble import load_model
+from fastdense.training.assemble import read_model
 from fastdense.training.objective import OBJECTIVE_FLAGS
 
 
@@ -33,13 +33,15 @@ def make_step(contrastive: ContrastiveArguments, args: JaxTrainingArguments) -> 
     )
 
 
-def load_supported_model(model: ModelArguments, data: DataArguments) -> tuple[Retriever, Any, RetrieverSettings]:
+def load_supported_model(
+    model: ModelArguments, data: DataArguments, _args: JaxTrainingArguments
+) -> tuple[Retriever, Any, RetrieverSettings]:
     """The retriever on the host; UserError for one that has no JAX encoder."""
     if model.attn_implementation is not None:
         raise UserError("--attn_implementation is refused: it chooses among PyTorch's, and the encoder is JAX's")
     if model.lora:
         raise UserError("--lora is refused: its layers are PyTorch's, and the encoder is JAX's")
-    loaded = load_model(model, data)
+    loaded = read_model(model, data)
     check_supported(loaded[0])
     return loaded
 

@@ -28,6 +28,7 @@ from fastdense.training.arguments import (
     NotGiven,
     RetrieverTrainingArguments,
 )
+from fastdense.training.cpu import settle_on_cpu
 from fastdense.training.distinct import DescribingCollator
 from fastdense.training.evaluation import text_tokenizers
 from fastdense.training.objective import make_distillation, make_filter, make_prefixes
@@ -39,8 +40,18 @@ _STREAMED_ROWS = 10_000
 _MEMORY_A_CHUNK = 20 * 2**30
 
 
-def load_model(model: ModelArguments, data: DataArguments) -> tuple[Retriever, Any, RetrieverSettings]:
-    """The retriever, its tokenizer, and the settings that are saved with it."""
+def load_model(
+    model: ModelArguments, data: DataArguments, args: RetrieverTrainingArguments
+) -> tuple[Retriever, Any, RetrieverSettings]:
+    """The retriever, ready for the device that it is trained on, its tokenizer, and the settings saved with it."""
+    loaded = read_model(model, data)
+    if args.device.type == "cpu":
+        settle_on_cpu(loaded[0], own_attention=model.attn_implementation is None, own_dropout=not args.torch_compile)
+    return loaded
+
+
+def read_model(model: ModelArguments, data: DataArguments) -> tuple[Retriever, Any, RetrieverSettings]:
+    """The retriever as its directory and the flags say, its tokenizer, and the settings that are saved with it."""
     name, source = model.model_name_or_path, {"cache_dir": model.cache_dir, "revision": model.model_revision}
     retriever = load_retriever(
         name,

@@ -94,7 +94,7 @@ def _assemble(
 ) -> tuple[Any, Retriever, Any, RetrieverSettings]:
     """The step, the retriever, its tokenizer and its settings."""
     step = make_step(contrastive, args)
-    retriever, tokenizer, settings = load_model(model, data)
+    retriever, tokenizer, settings = load_model(model, data, args)
     step = with_guide(step, contrastive, model, args, tokenizer, settings)
     return step, retriever, tokenizer, with_prefixes(contrastive, settings, retriever.query_encoder.dimension)
 

@@ -73,6 +73,15 @@ struct TwoDirections {
   uint32_t* out;  // [ceil(columns / depth)][32]
 };
 
+constexpr int kDropoutGroup = 64;  // values whose random numbers are made together
+
+// A value is kept, times scale, where its random number of 32 bits is at least least_kept.
+struct Dropout {
+  uint64_t seed;
+  uint32_t least_kept;
+  float scale;
+};
+
 struct Kernels {
   const char* name;
   int depth;            // elements in a unit: 1 or 2
@@ -116,6 +125,9 @@ struct Kernels {
   void (*add_scaled)(float factor, const float* values, int64_t width, float* to);
   // to [width] = factor [count] @ rows [count, width]
   void (*combine)(const float* factor, const float* rows, int64_t count, int64_t width, float* to);
+
+  // to [count] = from [count], which starts with that group of 64 values, with some of them dropped.
+  void (*drop_out)(const float* from, int64_t count, const Dropout& dropout, int64_t group, float* to);
 
   void (*widen_bfloat16)(const uint16_t* from, int64_t count, float* to);
   void (*widen_float16)(const uint16_t* from, int64_t count, float* to);
