@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastdense.grad_cache import GraphBudget, cached_forward
 from fastdense.grad_cache.memory import activation_bytes
 from fastdense.modeling.load import load_retriever
 from fastdense.training.dropout import ATTENTION, CpuDropout, attention, dropout, use_cpu_dropout
@@ -204,3 +205,24 @@ def test_training_uses_it_unless_attention_is_asked_for_by_name(
     )
     train_tiny("--max_steps", "1", *flags)
     assert calls == [own]
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_chunks_that_run_again_have_the_masks_of_their_first_run(checkpointing: bool, tiny_bert_dir: Path) -> None:
+    retriever = load_retriever(tiny_bert_dir)
+    use_cpu_dropout(retriever, own_attention=True)
+    if checkpointing:
+        retriever.activation_checkpointing_enable({"use_reentrant": False})
+    ids = torch.arange(5, 45).reshape(5, 8)
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+    def gradients(gib: float) -> list[Tensor]:
+        torch.manual_seed(2)
+        retriever.zero_grad()
+        cached = cached_forward(retriever, batch, batch, max_tokens=16, one_encoder=True, graphs=GraphBudget(gib))
+        cached.backward(torch.ones_like(cached.query), torch.ones_like(cached.passage).cumsum(0))
+        return [weight.grad for weight in retriever.parameters() if weight.grad is not None]
+
+    kept, again = gradients(1.0), gradients(0.0)
+    assert len(kept) > 10
+    assert all(torch.equal(one, other) for one, other in zip(kept, again, strict=True))
