@@ -222,6 +222,12 @@ ROWS = [
     ),
     ("train --train_dir '' --dataset_name ./rows --streaming", "./rows is a path", "--train_dir"),
     ("train --train_dir '' --dataset_name a/b --streaming", "--dataset_name a/b: a/b", "cannot be loaded"),
+    ("train --train_dir '' --train_dir hub:a/b", "--train_dir hub:a/b: a/b, ", "cannot be loaded", "local files"),
+    (
+        "train --dataset_name a/b c/d",
+        "--dataset_name a/b c/d beside --train_dir",
+        "add them to --train_dir as hub:org/name",
+    ),
     ("train --streaming_buffer 9", "--streaming_buffer is for --streaming"),
     ("train --train_dir '' --dataset_name a/b json", "there is nothing to train on: pass --train_dir"),
     ("train --train_dir '' --dataset_name a/b a/b", "--dataset_name names a data set twice", "--train_weights"),

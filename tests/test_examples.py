@@ -1,14 +1,18 @@
 """The examples run, in tiny form and without a network."""
 
+import gzip
+import json
 import os
+import re
 import runpy
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hub_stand_in import HubStandIn
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -16,9 +20,9 @@ Rows = list[dict[str, Any]]
 TINY = "--max_steps 2 --per_device_train_batch_size 8 --disable_tqdm true --dataset_proc_num 1".split()
 
 
-def run(script: str, flags: list[str], **settings: str) -> str:
-    """The output of a script whose ``python`` is this one."""
-    environment = {**os.environ, **settings, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+def run(script: str, flags: list[str], base: Mapping[str, str] = os.environ, **settings: str) -> str:
+    """The output of a script whose ``python`` is this one, in the environment ``base`` with ``settings``."""
+    environment = {**base, **settings, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     finished = subprocess.run([EXAMPLES / script, *flags], env=environment, capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr
     return finished.stdout
@@ -58,12 +62,44 @@ def test_own_rows(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("script", ["nq.sh", "tpu.sh"])
-def test_natural_questions(
-    script: str, tiny_bert_dir: Path, tiny_rows: Rows, write_jsonl: Callable[..., Path], tmp_path: Path
+def test_natural_questions(seed_hub: HubStandIn, tiny_rows: Rows, tmp_path: Path) -> None:
+    """All of the recipe, with the names of the hub that stand in it."""
+    passages = [passage for row in tiny_rows for passage in row["positive_passages"]]
+    (tmp_path / "corpus").mkdir()
+    for name, rows in (("wikipedia-nq/nq-test", tiny_rows), ("corpus/corpus", passages)):
+        with gzip.open(tmp_path / f"{name}.jsonl.gz", "wt") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+    seed_hub.add_dataset("Tevatron/wikipedia-nq", tmp_path / "wikipedia-nq")
+    seed_hub.add_dataset("Tevatron/wikipedia-nq-corpus", tmp_path / "corpus")
+    said = run("nq.sh", TINY, seed_hub.environment(tmp_path / "home"), OUT=str(tmp_path / "trained"))
+    found = dict(re.findall(r"top-(\d+) accuracy: (\S+)", said))
+    assert found.keys() == {"20", "100"}
+    assert 0 < float(found["20"]) < float(found["100"]) == 1  # all of 96 passages are looked at
+
+
+def test_answers_are_words_that_follow_one_another(
+    write_jsonl: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    corpus = [{"docid": str(i), "title": "", "text": "nothing"} for i in range(25)]
+    corpus[0]["text"], corpus[21]["text"] = "Marching in the sun", "It was caf\u00e9-Royal, in 1901."
+    questions = [
+        {"query_id": "word", "answers": ["arch", "March"]},  # never a part of a word
+        {"query_id": "late", "answers": ["1902", "CAFE\u0301-royal"]},
+        {"query_id": "early", "answers": ["the sun"]},
+        {"query_id": "lost", "answers": ["sun"]},
+    ]
+    paths = [write_jsonl(tmp_path / f"{name}.jsonl", rows) for name, rows in (("q", questions), ("c", corpus))]
+    ranking = tmp_path / "run.txt"
+    lines = (f"{query}\t{i}\t{-i}.0\n" for query in ("word", "late", "early") for i in range(25))
+    ranking.write_text("".join(lines))
+    runpy.run_path(str(EXAMPLES / "nq_answers.py"))["main"](str(ranking), *map(str, paths))
+    assert capsys.readouterr().out == "top-20 accuracy: 0.2500\ntop-100 accuracy: 0.5000\n"
+
+
+@pytest.mark.slow
+def test_tpu(tiny_bert_dir: Path, tiny_rows: Rows, write_jsonl: Callable[..., Path], tmp_path: Path) -> None:
     rows = write_jsonl(tmp_path / "rows.jsonl", tiny_rows)
     flags = ["--dataset_name", "json", "--train_dir", str(rows), *TINY]
     devices = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
-    run(script, flags, MODEL=str(tiny_bert_dir), OUT=str(tmp_path / "trained"), **devices)
+    run("tpu.sh", flags, MODEL=str(tiny_bert_dir), OUT=str(tmp_path / "trained"), **devices)
     assert (tmp_path / "trained" / "modules.json").is_file()

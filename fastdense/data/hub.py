@@ -16,6 +16,7 @@ from huggingface_hub.errors import CacheNotFound, GatedRepoError, HFValidationEr
 from fastdense.data.files import Source, file_identities, files_source, is_row_file
 from fastdense.errors import UserError
 
+HUB_PREFIX = "hub:"  # before a name where a path could stand
 PARQUET_REVISION = "refs/convert/parquet"
 OTHER_SPLITS = ("dev", "validation", "valid", "val", "test")
 

@@ -8,16 +8,14 @@ from collections.abc import Iterator
 from typing import Any
 
 from fastdense.data.files import Source
-from fastdense.data.hub import hub_source, parse_dataset_name
+from fastdense.data.hub import HUB_PREFIX, hub_source, parse_dataset_name
 from fastdense.data.rows import kind
 from fastdense.errors import UserError
-
-PREFIX = "hub:"
 
 
 def is_on_hub(name: str) -> bool:
     """Whether ``name`` is one of the hub rather than a path."""
-    return name.startswith(PREFIX)
+    return name.startswith(HUB_PREFIX)
 
 
 def hub_texts(name: str, cache_dir: str | None, *, is_query: bool) -> Source:
@@ -44,7 +42,7 @@ def hub_judgements(name: str, cache_dir: str | None) -> Iterator[tuple[str, str,
 
 
 def _config(name: str, config: str, cache_dir: str | None) -> Source:
-    parsed = parse_dataset_name(name.removeprefix(PREFIX))
+    parsed = parse_dataset_name(name.removeprefix(HUB_PREFIX))
     if parsed.config is not None:
         raise UserError(f"{name}: the configs are corpus, queries and qrels; name org/name[/split]")
     return hub_source(f"{parsed.repository}/{parsed.split}:{config}", cache_dir)

@@ -134,7 +134,8 @@ class DataArguments:
     train_dir: list[str] | None = field(
         default=None,
         metadata=_flag(
-            "Directory or file with training rows (.jsonl, .json, .parquet, also .gz); several are several data sets."
+            "Directory or file with training rows (.jsonl, .json, .parquet, also .gz), or a data set of the hub as "
+            "hub:org/name[/split][:config]; several are several data sets."
         ),
     )
     train_weights: list[float] | None = field(

@@ -1,10 +1,12 @@
 """From arguments to the parts of a run: model, rows and step."""
 
+import logging
 from typing import Any
 
 from torch.utils.data import Dataset
 
 from fastdense.data.collation import Collator
+from fastdense.data.hub import HUB_PREFIX
 from fastdense.data.source_mix import Share, SourceMix
 from fastdense.data.sources import LOCAL_FILES, find_stream
 from fastdense.data.streaming import PassageChoice, StreamedSet, StreamOrder
@@ -33,6 +35,8 @@ from fastdense.training.distinct import DescribingCollator
 from fastdense.training.evaluation import text_tokenizers
 from fastdense.training.objective import make_distillation, make_filter, make_prefixes
 from fastdense.training.step import CacheSettings, ContrastiveStep
+
+logger = logging.getLogger(__name__)
 
 _TOKENS_PER_CHUNK = 4096  # v1's default chunk: 32 passages of 128 tokens
 _TOKENS_PER_CHUNK_ON_A_CPU = 1024  # a layer's activations stay in the caches, and a chunk's lengths differ little
@@ -103,6 +107,7 @@ def load_training_set(
     settings: RetrieverSettings,
 ) -> tuple[Dataset, Collator]:
     """The rows as examples, and the collator that makes batches of them. One process tokenizes, the others wait."""
+    _warn_of_names(data, args)
     collator = DescribingCollator(tokenizer, q_max_len=data.q_max_len, p_max_len=data.p_max_len)
     if data.streaming:
         return _load_stream(data, model, contrastive, args, tokenizer, settings), collator
@@ -117,6 +122,17 @@ def load_training_set(
         return sets[0], collator
     shares = [Share(*share) for share in zip(data.source_names(), rows, data.train_weights or rows, strict=True)]
     return _mix(sets, shares, data, args), collator
+
+
+def _warn_of_names(data: DataArguments, args: RetrieverTrainingArguments) -> None:
+    if data.train_dir and data.dataset_name != [LOCAL_FILES] and args.process_index == 0:
+        logger.warning(
+            "--dataset_name %s is not trained on: beside --train_dir it stands for a row format, which is detected; to "
+            "train on both, add %s%s to --train_dir",
+            data.dataset_name[0],
+            HUB_PREFIX,
+            data.dataset_name[0],
+        )
 
 
 def _load_stream(

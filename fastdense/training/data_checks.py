@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from fastdense.data.hub import HUB_PREFIX
 from fastdense.errors import UserError
 
 if TYPE_CHECKING:
@@ -11,6 +12,11 @@ if TYPE_CHECKING:
 def check_sources(flags: "DataArguments") -> None:
     """Raise UserError for what does not go with the number of data sets, or names one of them twice."""
     flag, names = ("train_dir", flags.train_dir) if flags.train_dir else ("dataset_name", flags.dataset_name)
+    if flags.train_dir and len(flags.dataset_name) > 1:
+        raise UserError(
+            f"--dataset_name {' '.join(flags.dataset_name)} beside --train_dir stands for a row format, of which there "
+            f"is one: to train on data sets of the hub as well, add them to --train_dir as {HUB_PREFIX}org/name"
+        )
     if flags.batch_sampling is not None and len(names) < 2:
         raise UserError(f"--batch_sampling is for several data sets: pass --{flag} A B, or leave it out")
     for name in ("train_weights", "source_query_prefix", "source_passage_prefix"):

@@ -96,6 +96,25 @@ def test_data_sets_of_the_hub_are_mixed_by_weight_with_prefixes_of_their_own(
     assert yaml.safe_load((output / "run.yaml").read_text())["dataset_name"] == names
 
 
+def test_local_files_and_data_sets_of_the_hub_go_together(
+    train_tiny: Train, hub_flags: list[str], sources: list[str], queries: list[list[str]]
+) -> None:
+    names = [sources[0], "hub:Tevatron/wikipedia-nq"]
+    flags = ["--train_weights", "1", "3", "--batch_sampling", "mixed", "--source_query_prefix", "river ", "who "]
+    output = train_tiny(*flags, *hub_flags, "--train_dir", *names)
+    for batch in queries:
+        assert sorted(query.split()[0] for query in batch) == ["river"] * 2 + ["who"] * 6
+    card = (output / "README.md").read_text()
+    assert "| Data | river.jsonl, Tevatron/wikipedia-nq |" in card
+    assert yaml.safe_load(card.split("---")[1])["datasets"] == ["Tevatron/wikipedia-nq"]
+    assert yaml.safe_load((output / "run.yaml").read_text())["train_dir"] == names
+
+
+def test_a_name_beside_local_files_is_said_to_be_no_data(train_tiny: Train, capfd: pytest.CaptureFixture[str]) -> None:
+    train_tiny("--dataset_name", "Tevatron/wikipedia-nq")
+    assert "--dataset_name Tevatron/wikipedia-nq is not trained on" in capfd.readouterr().err
+
+
 def test_a_resumed_run_ends_with_the_same_bits(train_tiny: Train, sources: list[str]) -> None:
     flags = ("--train_dir", *sources, "--max_steps", "11", "--save_strategy", "steps", "--save_steps", "10")
     whole = train_tiny(*flags, name="whole")  # an epoch has 8 batches

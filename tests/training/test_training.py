@@ -2,6 +2,10 @@
 
 import json
 import math
+import os
+import sqlite3
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -163,6 +167,28 @@ def test_evaluation_does_not_change_the_training(train_tiny: Train, eval_dir: Pa
 def test_tensorboard_gets_the_log(train_tiny: Train) -> None:
     output = train_tiny("--report_to", "tensorboard")
     assert list(output.glob("runs/*/events.out.tfevents.*"))
+
+
+def test_wandb_gets_the_log(train_tiny: Train, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    train_tiny("--report_to", "wandb")
+    (run,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    assert b"train/accuracy" in run.read_bytes()
+
+
+def test_trackio_gets_the_log(train_tiny: Train, tmp_path: Path) -> None:
+    """In a process of its own: the library reads where to write when it is imported."""
+    pytest.importorskip("trackio")
+    record = train_tiny("--report_to", "none") / "run.yaml"
+    command = [sys.executable, "-m", "fastdense.train", "--config", record, "--output_dir", tmp_path / "tracked"]
+    environment = {**os.environ, "TRACKIO_DIR": str(tmp_path / "trackio")}
+    subprocess.run([*command, "--report_to", "trackio", "--project", "ours"], env=environment, check=True)
+    database = sqlite3.connect(tmp_path / "trackio" / "ours.db")
+    logged = [bytes(metrics) for (metrics,) in database.execute("select metrics from metrics")]
+    database.close()
+    assert sum(b"train/accuracy" in line for line in logged) == 4
 
 
 def test_several_workers_see_the_epochs(train_tiny: Train, tiny_bert_no_dropout_dir: Path) -> None:
