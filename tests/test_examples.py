@@ -74,7 +74,8 @@ def test_natural_questions(seed_hub: HubStandIn, tiny_rows: Rows, tmp_path: Path
     said = run("nq.sh", TINY, seed_hub.environment(tmp_path / "home"), OUT=str(tmp_path / "trained"))
     found = dict(re.findall(r"top-(\d+) accuracy: (\S+)", said))
     assert found.keys() == {"20", "100"}
-    assert 0 < float(found["20"]) < float(found["100"]) == 1  # all of 96 passages are looked at
+    assert 0 < float(found["20"]) <= 1
+    assert found["100"] == "1.0000"  # every passage is looked at, and every answer stands in one
 
 
 def test_answers_are_words_that_follow_one_another(
