@@ -1,6 +1,6 @@
-"""Write the table of docs/training.md from the JSON of the training step's bench.
+"""Write the tables of docs/training.md from the JSON of the training step's bench, one for each file.
 
-python -m benches step_table benches/results/train-step-cpu-intel-xeon-sapphire-rapids.json
+python -m benches step_table benches/results/train-step-*.json
 """
 
 import argparse
@@ -24,11 +24,12 @@ def table(report: dict[str, Any]) -> str:
     about = "{machine}, {threads} threads, torch {torch}; {model}, {n_passages} passages a query, {dtype}".format(
         **report
     )
-    lines = [about, "", f"| batch | | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 2) + "|"]
-    for result in report["results"]:
-        for row in result["rows"]:
-            cells = ["" if row[name] is None else format(row[name], form) for name, form in COLUMNS.values()]
-            lines.append(f"| {result['batch']} | {row['provider']} | {' | '.join(cells)} |")
+    rows = [(result["batch"], row) for result in report["results"] for row in result["rows"]]
+    columns = {title: at for title, at in COLUMNS.items() if any(row[at[0]] is not None for _, row in rows)}
+    lines = [about, "", f"| batch | | {' | '.join(columns)} |", "|---" * (len(columns) + 2) + "|"]
+    for batch, row in rows:
+        cells = ["" if row[name] is None else format(row[name], form) for name, form in columns.values()]
+        lines.append(f"| {batch} | {row['provider']} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -43,9 +44,9 @@ def with_table(page: str, made: str, opening: str = START) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", type=Path, help="JSON of python -m benches train_step")
-    report = json.loads(parser.parse_args().results.read_text())
-    PAGE.write_text(with_table(PAGE.read_text(encoding="utf-8"), table(report)), encoding="utf-8")
+    parser.add_argument("results", type=Path, nargs="+", help="JSON of python -m benches train_step")
+    tables = [table(json.loads(file.read_text())) for file in parser.parse_args().results]
+    PAGE.write_text(with_table(PAGE.read_text(encoding="utf-8"), "\n\n".join(tables)), encoding="utf-8")
 
 
 if __name__ == "__main__":

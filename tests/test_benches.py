@@ -190,9 +190,11 @@ def test_the_step_s_table_shows_the_json_and_nothing_for_what_was_not_measured(b
     table = benches("step_table")
     row = {"provider": "x", "error": 1e-7, "examples_per_second": 12.34, "times_base": None, "padding": 0.051}
     report = {"machine": "m", "threads": 2, "torch": "t", "model": "n", "n_passages": 2, "dtype": "float32"}
-    report["results"] = [{"batch": 64, "rows": [{**row, "peak_mib": None}]}]
+    rows = [{**row, "peak_mib": None}, {**row, "provider": "y", "times_base": 2.0, "peak_mib": None}]
+    report["results"] = [{"batch": 64, "rows": rows}]
     page = table.with_table(f"a{table.START}old{table.END}b", table.table(report))
-    assert "| 64 | x | 12.3 |  | 5.1% |  | 1.0e-07 |" in page
+    assert "| 64 | x | 12.3 |  | 5.1% | 1.0e-07 |\n| 64 | y | 12.3 | 2.00 | 5.1% | 1.0e-07 |" in page
+    assert "peak" not in page
     assert "old" not in page
     assert (page[0], page[-1]) == ("a", "b")
     with pytest.raises(SystemExit, match="markers"):

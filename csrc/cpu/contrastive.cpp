@@ -3,6 +3,7 @@
 #include "cpu/contrastive.h"
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/headeronly/util/shim_utils.h>
 
 #include <algorithm>
 #include <cmath>
@@ -39,9 +40,8 @@ Tensor empty(std::initializer_list<int64_t> shape, int32_t dtype = aoti_torch_dt
   std::vector<int64_t> strides(shape.size(), 1);
   for (size_t d = shape.size(); d-- > 1;) strides[d - 1] = strides[d] * std::max<int64_t>(1, shape.begin()[d]);
   AtenTensorHandle tensor;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), shape.begin(),
-                                                         strides.data(), dtype, aoti_torch_device_type_cpu(), -1,
-                                                         &tensor));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), shape.begin(), strides.data(),
+                                                  dtype, aoti_torch_device_type_cpu(), -1, &tensor));
   return Tensor(tensor);
 }
 

@@ -2,6 +2,7 @@
 
 #include <dlfcn.h>
 #include <torch/csrc/stable/ops.h>
+#include <torch/headeronly/util/shim_utils.h>
 
 namespace fastdense::cuda {
 
@@ -15,7 +16,7 @@ cudaStream_t current_stream(int device) {
   }();
   STD_TORCH_CHECK(function != nullptr, "libtorch_cuda.so is not loaded, or has no aoti_torch_get_current_cuda_stream");
   void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(function(device, &stream));
+  TORCH_ERROR_CODE_CHECK(function(device, &stream));
   return static_cast<cudaStream_t>(stream);
 }
 

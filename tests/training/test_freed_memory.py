@@ -1,4 +1,4 @@
-"""What a process does before it trains on a CPU."""
+"""What the C library does with the memory that a step frees."""
 
 import os
 import subprocess
@@ -9,7 +9,7 @@ import pytest
 TWO_STEPS = """
 import resource
 import torch
-from fastdense.training.cpu import keep_freed_memory
+from fastdense.training.freed_memory import keep_freed_memory
 {call}
 
 def step():
