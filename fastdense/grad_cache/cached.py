@@ -186,14 +186,11 @@ class _Calls:
             return self._call(call, self._model)
 
     def _call(self, call: _Call, model: Callable[..., Any]) -> Outputs:
-        with self._summing_tables(call):
-            return self._run(call, model)
-
-    def _run(self, call: _Call, model: Callable[..., Any]) -> Outputs:
         inputs = [stream.take(chunk) for stream, chunk in zip(self._streams, call.chunks, strict=True)]
-        if len(inputs) == 1:
-            return model(passage=inputs[0])[1:]
-        return model(query=inputs[0], passage=inputs[1])
+        with self._summing_tables(call):
+            if len(inputs) == 1:
+                return model(passage=inputs[0])[1:]
+            return model(query=inputs[0], passage=inputs[1])
 
     def _backward(self, call: _Call, wanted: Sequence[Tensor]) -> None:
         outputs, call.kept = call.kept, None

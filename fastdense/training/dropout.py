@@ -28,7 +28,7 @@ def dropout(values: Tensor, p: float) -> Tensor:
     """Each value times 0 with probability ``p`` (to 2^-32), else times 1 / (1 - p): what ``F.dropout`` does.
 
     Args:
-        values: any shape, on a CPU; bfloat16 and float16 are rounded once, from float32.
+        values: any shape, on a CPU; computed in float32, to which float64 is rounded, and rounded to their dtype once.
         p: in [0, 1).
     """
     result: Tensor = _Dropout.apply(values, p)
