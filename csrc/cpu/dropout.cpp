@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "cpu/instruction_set.h"
+#include "cpu/problem.h"
 
 namespace fastdense::cpu {
 namespace {
@@ -20,7 +21,7 @@ torch::stable::Tensor dropout(const torch::stable::Tensor& input, double p, int6
                         static_cast<float>(1 / (1 - p))};
   const float* from = static_cast<const float*>(input.data_ptr());
   float* to = static_cast<float*>(result.data_ptr());
-  const int64_t count = input.numel(), groups = (count + kDropoutGroup - 1) / kDropoutGroup;
+  const int64_t count = input.numel(), groups = ceil_div(count, kDropoutGroup);
   torch::stable::parallel_for(0, groups, kGroupsPerThread, [&](int64_t first, int64_t last) {
     const int64_t start = first * kDropoutGroup, end = std::min(last * kDropoutGroup, count);
     kernels.drop_out(from + start, end - start, dropout, first, to + start);

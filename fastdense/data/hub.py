@@ -30,6 +30,11 @@ class HubName:
     config: str | None
 
 
+def is_on_hub(name: str) -> bool:
+    """Whether ``name``, which may be a path, is one of the hub."""
+    return name.startswith(HUB_PREFIX)
+
+
 def parse_dataset_name(name: str) -> HubName:
     """``org/name[/split][:config]``; Tevatron v1's order, ``org/name:config/split``, is understood too."""
     for order in (r"(/(?P<split>{part}))?(:(?P<config>{part}))?", r":(?P<config>{part})/(?P<split>{part})"):

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from fastdense.data.files import Source, files_source, row_files
-from fastdense.data.hub import HUB_PREFIX, hub_source, hub_stream
+from fastdense.data.hub import HUB_PREFIX, hub_source, hub_stream, is_on_hub
 from fastdense.errors import UserError
 
 LOCAL_FILES = "json"
@@ -23,7 +23,7 @@ def find_source(
     ``train_dir`` may be ``hub:`` and the name of a data set of the hub, too. With ``train_dir`` the ``dataset_name`` is
     not looked at: beside it, it only ever named the row format, which is detected.
     """
-    if isinstance(train_dir, str) and train_dir.startswith(HUB_PREFIX):
+    if isinstance(train_dir, str) and is_on_hub(train_dir):
         return _of_the_hub(hub_source, train_dir.removeprefix(HUB_PREFIX), cache_dir, f"--train_dir {train_dir}")
     if train_dir:
         return files_source(row_files(train_dir))

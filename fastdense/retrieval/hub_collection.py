@@ -13,11 +13,6 @@ from fastdense.data.rows import kind
 from fastdense.errors import UserError
 
 
-def is_on_hub(name: str) -> bool:
-    """Whether ``name`` is one of the hub rather than a path."""
-    return name.startswith(HUB_PREFIX)
-
-
 def hub_texts(name: str, cache_dir: str | None, *, is_query: bool) -> Source:
     """The queries or the passages of ``name``, which are in the cache by now.
 

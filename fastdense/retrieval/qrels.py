@@ -3,8 +3,9 @@
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from fastdense.data.hub import is_on_hub
 from fastdense.errors import UserError
-from fastdense.retrieval.hub_collection import hub_judgements, is_on_hub
+from fastdense.retrieval.hub_collection import hub_judgements
 from fastdense.retrieval.irds import irds_judgements, is_irds
 from fastdense.retrieval.rankings import read_lines
 

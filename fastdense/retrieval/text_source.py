@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 from fastdense.data.files import Source, files_source, row_files
-from fastdense.retrieval.hub_collection import hub_texts, is_on_hub
+from fastdense.data.hub import is_on_hub
+from fastdense.retrieval.hub_collection import hub_texts
 from fastdense.retrieval.irds import irds_texts, is_irds
 
 

@@ -20,7 +20,7 @@ import yaml
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from fastdense import environment
-from fastdense.data.hub import HUB_PREFIX, parse_dataset_name
+from fastdense.data.hub import HUB_PREFIX, is_on_hub, parse_dataset_name
 from fastdense.files import atomic_file
 from fastdense.modeling.model_card import Provenance
 from fastdense.training.flag_checks import MEASURES, default_of
@@ -129,11 +129,9 @@ def provenance(data: Any, args: TrainingArguments, state: TrainerState, reposito
     """What the trained retriever's card says about its training."""
     told = summary(state.log_history, 0.0)
     named = data.train_dir or [HUB_PREFIX + name for name in data.dataset_name]
-    on_hub = [name.removeprefix(HUB_PREFIX) for name in named if name.startswith(HUB_PREFIX)]
+    on_hub = [name.removeprefix(HUB_PREFIX) for name in named if is_on_hub(name)]
     facts = {
-        "Data": ", ".join(
-            name.removeprefix(HUB_PREFIX) if name.startswith(HUB_PREFIX) else Path(name).name for name in named
-        ),
+        "Data": ", ".join(name.removeprefix(HUB_PREFIX) if is_on_hub(name) else Path(name).name for name in named),
         "Steps / epochs": f"{told.get('steps')} / {told.get('epochs', 0):.4g}",
         "Queries per step": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
         "Passages per query": data.train_n_passages,
