@@ -23,6 +23,7 @@ py::dict cpu_capabilities() {
   capabilities["avx2"] = fastdense::cpu::has_avx2();
   capabilities["avx512"] = fastdense::cpu::has_avx512();
   capabilities["avx512_bf16"] = fastdense::cpu::has_avx512_bf16();
+  capabilities["amx_bf16"] = fastdense::cpu::has_amx_bf16();
   return capabilities;
 }
 

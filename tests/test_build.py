@@ -90,6 +90,7 @@ def test_cpu_capabilities_agree_with_the_kernel():
         "avx2": {"avx2", "fma"} <= flags,
         "avx512": avx512 <= flags,
         "avx512_bf16": avx512 | {"avx512_bf16"} <= flags,
+        "amx_bf16": avx512 | {"avx512_bf16", "amx_tile", "amx_bf16"} <= flags,
     }
 
 

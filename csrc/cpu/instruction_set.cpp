@@ -22,6 +22,7 @@ struct Choice {
 Choice choose() {
   const Candidate candidates[] = {
 #ifdef FASTDENSE_X86
+      {&kernels_amx_bf16, has_amx_bf16()},
       {&kernels_avx512_bf16, has_avx512_bf16()},
       {&kernels_avx512, has_avx512()},
       {&kernels_avx2, has_avx2()},
@@ -41,7 +42,8 @@ Choice choose() {
   }
   if (choice.float32 != nullptr) return choice;
   throw std::runtime_error(
-      "FASTDENSE_CPU_INSTRUCTION_SET must name an instruction set of this CPU (avx512_bf16, avx512, avx2 or generic), "
+      "FASTDENSE_CPU_INSTRUCTION_SET must name an instruction set of this CPU (amx_bf16, avx512_bf16, avx512, avx2 or "
+      "generic), "
       "got " +
       std::string(wanted));
 }

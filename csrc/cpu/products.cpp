@@ -12,21 +12,19 @@ constexpr int64_t kMostGroups = 256;
 constexpr int64_t kStepUnits = 256;  // of the inner dimension of the queries' gradients
 constexpr int64_t kMostWidth = 392;  // of the inputs in one task: with kStepUnits, half of the second-level cache
 constexpr int64_t kLeastWidth = 96;
-constexpr int64_t kRowsAhead = 4;  // passages that are on their way from memory while one is packed
+constexpr int64_t kMostStepRows = 32;  // that are packed to steps at a time
+constexpr int64_t kRowsAhead = 4;      // passages that are on their way from memory while one is packed
 
-// Tiles of rows over [0, rows): body(first, count).
-template <typename Body>
-void for_each_tile(int64_t rows, int tile_rows, const Body& body) {
-  for (int64_t first = 0; first < rows; first += tile_rows) {
-    body(first, static_cast<int>(std::min<int64_t>(tile_rows, rows - first)));
+void add_rows(const float* product, int64_t rows, int64_t columns, const PanelProduct& to) {
+  for (int64_t r = 0; r < rows; ++r) {
+    float* out = to.c + r * to.c_stride;
+    const float* from = product + r * kPanel;
+    for (int64_t d = 0; d < columns; ++d) out[d] = to.accumulate ? out[d] + from[d] : from[d];
   }
 }
 
-void add_rows(const float* tile, int rows, int64_t columns, const Tile& to) {
-  for (int r = 0; r < rows; ++r) {
-    float* out = to.c + r * to.c_stride;
-    for (int64_t d = 0; d < columns; ++d) out[d] = to.accumulate ? out[d] + tile[r * kPanel + d] : tile[r * kPanel + d];
-  }
+int64_t units_of(int64_t elements, const Kernels& kernels) {
+  return round_up(ceil_div(elements, kernels.depth), kernels.unit_step);
 }
 
 int64_t blocks_of_group(int64_t columns) { return ceil_div(ceil_div(columns, kColumnBlock), kMostGroups); }
@@ -49,8 +47,8 @@ Products::Products(const Problem& problem, const Plan& plan, const Kernels& kern
       gradients_(gradients),
       few_(problem.rows <= kFewQueries),
       segment_columns_(plan.segment_columns),
-      panel_units_(ceil_div(plan.segment_columns, kernels.depth) * kPanel),
-      width_units_(ceil_div(problem.width, kernels.depth)),
+      panel_units_(units_of(plan.segment_columns, kernels) * kPanel),
+      width_units_(units_of(problem.width, kernels)),
       groups_(ceil_div(problem.columns, blocks_of_group(problem.columns) * kColumnBlock)),
       weights_(gradients.wanted() ? plan.chunk_rows / kPanel * panel_units_ : 0),
       queries_(plan.chunk_rows * width_units_),
@@ -58,7 +56,12 @@ Products::Products(const Problem& problem, const Plan& plan, const Kernels& kern
       query_products_(gradients.query ? plan.chunk_rows * problem.width : 0),
       target_(plan.chunk_rows),
       rows_by_block_(plan.chunk_rows),
-      target_id_(plan.chunk_rows) {}
+      target_id_(plan.chunk_rows) {
+  const int64_t written = ceil_div(plan.segment_columns, kernels.depth) * kPanel;
+  for (int64_t panel = 0; gradients.wanted() && panel < plan.chunk_rows / kPanel; ++panel) {
+    std::fill(weights(panel) + written, weights(panel) + panel_units_, 0);
+  }
+}
 
 void Products::load(int64_t first_row, int64_t count, const VisitQuery& visit) {
   first_row_ = first_row;
@@ -66,23 +69,24 @@ void Products::load(int64_t first_row, int64_t count, const VisitQuery& visit) {
   panels_ = ceil_div(count, kPanel);
   on_threads(panels_, count_ * problem_.width * 4, [&](const auto& next) {
     const int64_t stride = problem_.query.scratch_size();
-    Scratch<float> queries(stride * kPanel), passage(problem_.passage.scratch_size());
+    Scratch<float> queries(stride * kPanel), visited(stride), passage(problem_.passage.scratch_size());
     for (int64_t panel = next(); panel >= 0; panel = next()) {
-      const float* values[kPanel];
+      const void* values[kPanel];
       const int64_t first = panel * kPanel, rows = std::min<int64_t>(kPanel, count_ - first);
       std::fill_n(&target_[first], kPanel, -1);
       for (int64_t i = 0; i < rows; ++i) {
         target_[first + i] = problem_.target[first_row_ + first + i];
         if (problem_.passage_id) target_id_[first + i] = problem_.passage_id[target_[first + i]];
-        values[i] = problem_.query.get(first_row_ + first + i, queries.data() + i * stride);
-        if (visit) visit(first + i, values[i], passage.data());
+        const int64_t row = first_row_ + first + i;
+        values[i] = problem_.query.packable(row, 0, problem_.width, queries.data() + i * stride);
+        if (visit) visit(first + i, problem_.query.get(row, visited.data()), passage.data());
       }
       pack_queries(values, rows, queries_.data() + panel * width_units_ * kPanel);
     }
   });
 }
 
-void Products::pack_queries(const float* const* values, int64_t rows, uint32_t* out) {
+void Products::pack_queries(const void* const* values, int64_t rows, uint32_t* out) {
   if (few_) {
     for (int64_t i = 0; i < rows; ++i) {
       std::memcpy(out + i * problem_.width, values[i], problem_.width * sizeof(float));
@@ -134,10 +138,7 @@ void Products::score(const std::vector<int64_t>& panels, const Segment& segment,
 
 void Products::score_panel(int64_t panel, const Segment& block, const uint32_t* packed, float* scores) {
   const uint32_t* queries = queries_.data() + panel * width_units_ * kPanel;
-  for_each_tile(block.count, kernels_.tile_rows, [&](int64_t first, int rows) {
-    kernels_.tile_by_blocks(rows, {packed + first * kBlock, kColumnBlock * kBlock, queries, width_units_,
-                                   scores + first * kPanel, kPanel, false});
-  });
+  kernels_.multiply_blocks(block.count, {packed, kColumnBlock * kBlock, queries, width_units_, scores, kPanel, false});
 }
 
 void Products::mask(const ScoredBlock& block, float* target_score) const {
@@ -160,8 +161,8 @@ void Products::mask(const ScoredBlock& block, float* target_score) const {
 void Products::pack_passages(const Segment& block, uint32_t* packed, float* scratch) {
   for (int64_t j = 0; j < block.count; ++j) {
     if (j + kRowsAhead < block.count) problem_.passage.prefetch(block.first + j + kRowsAhead, 0, problem_.width);
-    kernels_.pack_block_row(problem_.passage.get(block.first + j, scratch), problem_.width, packed + j * kBlock,
-                            kColumnBlock * kBlock);
+    kernels_.pack_block_row(problem_.passage.packable(block.first + j, 0, problem_.width, scratch), problem_.width,
+                            packed + j * kBlock, kColumnBlock * kBlock);
   }
 }
 
@@ -189,10 +190,11 @@ void Products::pack_weighted_queries(const RowResult* results) {
     const std::vector<float> zeros(problem_.width);
     for (int64_t panel = next(); panel >= 0; panel = next()) {
       for (int64_t i = panel * kPanel; i < (panel + 1) * kPanel; i += depth) {
-        const float* values[2] = {zeros.data(), zeros.data()};
+        const void* values[2] = {zeros.data(), zeros.data()};
         float factor[2] = {0.0F, 0.0F};
         for (int64_t k = 0; k < depth && i + k < count_; ++k) {
-          values[k] = problem_.query.get(first_row_ + i + k, (k == 0 ? first : second).data());
+          float* scratch = (k == 0 ? first : second).data();
+          values[k] = problem_.query.packable(first_row_ + i + k, 0, problem_.width, scratch);
           factor[k] = results[i + k].factor;
         }
         kernels_.pack_panel_step(values, factor, problem_.width, weighted_queries_.data() + i / depth * kPanel,
@@ -225,28 +227,31 @@ void Products::multiply_passages(const Segment& segment) {
 void Products::multiply_passages_part(const Segment& segment, const Segment& width, const Segment& panels) {
   const int depth = kernels_.depth, tile_rows = kernels_.tile_rows;
   Scratch<uint32_t> packed(round_up(width.count, tile_rows) * kStepUnits);
-  Scratch<float> first_row(problem_.passage.scratch_size()), second_row(problem_.passage.scratch_size());
+  Scratch<float> scratch(problem_.passage.scratch_size() * kernels_.unit_step * depth);
   for (int64_t start = 0; start < segment.count; start += kStepUnits * depth) {
-    const int64_t count = std::min(kStepUnits * depth, segment.count - start);
-    for (int64_t j = 0; j < count; j += depth) {
-      const int64_t row = segment.first + start + j;
-      if (j + kRowsAhead < count) problem_.passage.prefetch(row + kRowsAhead, width.first, width.count);
-      if (depth == 2 && j + 1 + kRowsAhead < count)
-        problem_.passage.prefetch(row + 1 + kRowsAhead, width.first, width.count);
-      const float* values[2] = {problem_.passage.get(row, width.first, width.count, first_row.data()), nullptr};
-      if (j + 1 < count && depth == 2) {
-        values[1] = problem_.passage.get(row + 1, width.first, width.count, second_row.data());
-      }
-      kernels_.pack_step(values, width.count, packed.data() + j / depth * tile_rows, kStepUnits * tile_rows);
-    }
+    const Segment passages{segment.first + start, std::min(kStepUnits * depth, segment.count - start)};
+    pack_passage_steps(passages, width, packed.data(), scratch.data());
     for (int64_t panel = panels.first; panel < panels.first + panels.count; ++panel) {
-      const uint32_t* right = weights(panel) + start / depth * kPanel;
-      float* out = query_products_.data() + (panel * problem_.width + width.first) * kPanel;
-      for_each_tile(width.count, tile_rows, [&](int64_t first, int rows) {
-        kernels_.tile_by_steps(rows, {packed.data() + first * kStepUnits, 0, right, ceil_div(count, depth),
-                                      out + first * kPanel, kPanel, segment.first + start > 0});
-      });
+      kernels_.multiply_steps(width.count, {packed.data(), kStepUnits * tile_rows,
+                                            weights(panel) + start / depth * kPanel, units_of(passages.count, kernels_),
+                                            query_products_.data() + (panel * problem_.width + width.first) * kPanel,
+                                            kPanel, passages.first > 0});
     }
+  }
+}
+
+void Products::pack_passage_steps(const Segment& passages, const Segment& width, uint32_t* packed, float* scratch) {
+  const int64_t rows = int64_t{kernels_.unit_step} * kernels_.depth, ahead = std::max(kRowsAhead, rows);
+  for (int64_t first = 0; first < passages.count; first += rows) {
+    const void* values[kMostStepRows] = {};
+    for (int64_t k = 0; k < std::min(rows, passages.count - first); ++k) {
+      const int64_t row = passages.first + first + k;
+      if (first + k + ahead < passages.count) problem_.passage.prefetch(row + ahead, width.first, width.count);
+      float* row_scratch = scratch + k * problem_.passage.scratch_size();
+      values[k] = problem_.passage.packable(row, width.first, width.count, row_scratch);
+    }
+    kernels_.pack_steps(values, width.count, packed + first / kernels_.depth * kernels_.tile_rows,
+                        kStepUnits * kernels_.tile_rows);
   }
 }
 
@@ -297,23 +302,19 @@ void Products::multiply_queries_panels(const Segment& block, const Segment& pane
   for (int64_t d = 0; d < width; d += kPanel) {
     const int64_t columns = std::min<int64_t>(kPanel, width - d);
     const uint32_t* right = weighted_queries_.data() + (d * panels_ + panels.first * kPanel) * panel_units;
-    for_each_tile(block.count, kernels_.tile_rows, [&](int64_t first, int rows) {
-      Tile tile{packed + first * kBlock,
-                kColumnBlock * kBlock,
-                right,
-                panels.count * panel_units,
-                gradients_.passage + (block.first + first) * width + d,
-                width,
-                accumulate};
-      if (columns == kPanel) return kernels_.tile_by_blocks(rows, tile);
-      float edge[kPanel * 16];
-      Tile whole = tile;
-      whole.c = edge;
-      whole.c_stride = kPanel;
-      whole.accumulate = false;
-      kernels_.tile_by_blocks(rows, whole);
-      add_rows(edge, rows, columns, tile);
-    });
+    float* out = gradients_.passage + block.first * width + d;
+    PanelProduct product{packed, kColumnBlock * kBlock, right, panels.count * panel_units, out, width, accumulate};
+    if (columns == kPanel) {
+      kernels_.multiply_blocks(block.count, product);
+      continue;
+    }
+    float edge[kColumnBlock * kPanel];
+    PanelProduct whole = product;
+    whole.c = edge;
+    whole.c_stride = kPanel;
+    whole.accumulate = false;
+    kernels_.multiply_blocks(block.count, whole);
+    add_rows(edge, block.count, columns, product);
   }
 }
 

@@ -63,13 +63,14 @@ class Products {
   int64_t target_id(int64_t i) const { return target_id_[i]; }
 
  private:
-  void pack_queries(const float* const* values, int64_t rows, uint32_t* out);
+  void pack_queries(const void* const* values, int64_t rows, uint32_t* out);
   void pack_passages(const Segment& block, uint32_t* packed, float* scratch);
   void score_panel(int64_t panel, const Segment& block, const uint32_t* packed, float* scores);
   void pack_weighted_queries(const RowResult* results);
   void sort_targets();
   void multiply_passages(const Segment& segment);
   void multiply_passages_part(const Segment& segment, const Segment& width, const Segment& panels);
+  void pack_passage_steps(const Segment& passages, const Segment& width, uint32_t* packed, float* scratch);
   void multiply_queries(const Segment& segment, const RowResult* results, bool accumulate);
   void multiply_queries_block(const Segment& block, int64_t segment_first, uint32_t* packed, bool accumulate);
   void pack_weights(const Segment& block, int64_t segment_first, const Segment& panels, uint32_t* packed);

@@ -20,6 +20,7 @@ class Rows {
         bytes_(matrix.scalar_type() == ScalarType::Float ? 4 : 2),
         row_stride_(matrix.stride(0) * bytes_),
         stride_(matrix.stride(1)),
+        as_is_(kernels.depth == 2),
         widen_(matrix.scalar_type() == ScalarType::Half ? kernels.widen_float16 : kernels.widen_bfloat16) {}
 
   // Columns first .. first + count - 1, in the tensor itself or in scratch; valid until scratch is used again.
@@ -36,6 +37,14 @@ class Rows {
   }
 
   const float* get(int64_t row, float* scratch) const { return get(row, 0, width_, scratch); }
+
+  // The same as kernels pack it: bfloat16 where they multiply that, else float32.
+  const void* packable(int64_t row, int64_t first, int64_t count, float* scratch) const {
+    if (!as_is_) return get(row, first, count, scratch);
+    const char* from = data_ + row * row_stride_ + first * stride_ * bytes_;
+    if (stride_ == 1) return from;
+    return gathered(reinterpret_cast<const uint16_t*>(from), count, reinterpret_cast<uint16_t*>(scratch));
+  }
 
   void prefetch(int64_t row, int64_t first, int64_t count) const {
     if (stride_ != 1) return;
@@ -59,6 +68,7 @@ class Rows {
   int64_t bytes_;
   int64_t row_stride_;  // bytes
   int64_t stride_;      // elements
+  bool as_is_;          // the kernels multiply bfloat16
   void (*widen_)(const uint16_t* from, int64_t count, float* to);
 };
 

@@ -14,6 +14,7 @@ INSTRUCTION_SETS = {
     "avx2": _C.cpu_capabilities().get("avx2", False),
     "avx512": _C.cpu_capabilities().get("avx512", False),
     "avx512_bf16": _C.cpu_capabilities().get("avx512_bf16", False),
+    "amx_bf16": _C.cpu_capabilities().get("amx_bf16", False),
 }
 
 COMPARE_WITH_FLOAT64 = """

@@ -4,7 +4,10 @@
 //
 //   panel   [K][32]              the right operand: for each unit, 32 columns side by side
 //   blocks  [K / 32][rows][32]   the left operand by rows: each row's next 32 units side by side
-//   steps   [K][tile_rows]       the left operand by steps: for each unit, one tile's rows side by side
+//   steps                        the left operand by tiles of tile_rows rows, K * tile_rows units each, in the order in
+//                                which the tile reads them: [K][tile_rows], or with AMX [K / 16][tile_rows][16]
+//
+// K is a multiple of unit_step; what fills it up is zero.
 //
 // Exponentials are stored as panels of 32 queries whose units are passages: the right operand of query_grad's product.
 #pragma once
@@ -20,9 +23,9 @@ constexpr int kBlock = 32;  // units of a row that lie together
 constexpr float kLeftOut = -1e38F;
 
 // c[rows, 32] = a b, or += where accumulate.
-struct Tile {
+struct PanelProduct {
   const uint32_t* a;
-  int64_t a_stride;  // units from one block of 32 to the next; unused by steps
+  int64_t a_stride;  // units from one block of 32 to the next, or of steps from one tile to the next
   const uint32_t* b;
   int64_t units;
   float* c;
@@ -84,12 +87,13 @@ struct Dropout {
 
 struct Kernels {
   const char* name;
-  int depth;            // elements in a unit: 1 or 2
+  int depth;            // elements in a unit: 1 (float32) or 2 (bfloat16)
+  int unit_step;        // units that are multiplied, and packed to steps, at a time
   int tile_rows;        // the most rows of a tile
   int64_t inner_units;  // of the passages' gradients at a time: the left operand stays in the second-level cache
 
-  void (*tile_by_blocks)(int rows, const Tile& tile);
-  void (*tile_by_steps)(int rows, const Tile& tile);
+  void (*multiply_blocks)(int64_t rows, const PanelProduct& product);
+  void (*multiply_steps)(int64_t rows, const PanelProduct& product);
 
   // Adds to sums.
   void (*exponentiate)(const Exponentials& work, PanelSums* sums);
@@ -105,15 +109,16 @@ struct Kernels {
   // Subtracts share [32] from the exponentials of one column: units [32], of which `part` counts the elements.
   void (*subtract)(uint32_t* units, int64_t part, const float* share);
 
-  // values [width] to one row of blocks that lie a_stride apart; the last unit is filled with zero.
-  void (*pack_block_row)(const float* values, int64_t width, uint32_t* out, int64_t a_stride);
-  // depth rows of values [width] (the second may be null: zeros) to one unit of tiles that lie tile_stride apart.
-  void (*pack_step)(const float* const* values, int64_t width, uint32_t* out, int64_t tile_stride);
+  // The values that are packed are float32 where depth is 1, and bfloat16 where it is 2.
+  // values [width] to one row of blocks that lie a_stride apart.
+  void (*pack_block_row)(const void* values, int64_t width, uint32_t* out, int64_t a_stride);
+  // unit_step * depth rows of values [width] (null: zeros) to unit_step units of tiles that lie tile_stride apart.
+  void (*pack_steps)(const void* const* values, int64_t width, uint32_t* out, int64_t tile_stride);
   // depth rows of values [width], times factor [depth], to one unit of panels that lie panel_stride apart; zero-filled.
-  void (*pack_panel_step)(const float* const* values, const float* factor, int64_t width, uint32_t* out,
+  void (*pack_panel_step)(const void* const* values, const float* factor, int64_t width, uint32_t* out,
                           int64_t panel_stride);
-  // count (at most 32) rows of values [width] to the first columns of a panel; the last unit is filled with zero.
-  void (*pack_panel)(const float* const* values, int count, int64_t width, uint32_t* out);
+  // count (at most 32) rows of values [width] to the first columns of a panel.
+  void (*pack_panel)(const void* const* values, int count, int64_t width, uint32_t* out);
   // to[i] [width] += factor[i] * column i of a panel of float32, for the first count columns.
   void (*add_panel)(const float* panel, const float* factor, int count, int64_t width, float* const* to);
   // One panel of exponentials, columns long, to blocks of its columns' rows: out[column * 32 + unit], 32 / depth units.
@@ -138,6 +143,7 @@ extern const Kernels kernels_generic;
 extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512;
 extern const Kernels kernels_avx512_bf16;
+extern const Kernels kernels_amx_bf16;
 #endif
 
 }  // namespace fastdense::cpu
