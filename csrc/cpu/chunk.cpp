@@ -25,7 +25,7 @@ Chunk::Chunk(const Problem& problem, const Plan& plan, const Kernels& kernels, c
 
 void Chunk::run(int64_t first_row, int64_t count, RowResult* results) {
   products_.load(first_row, count,
-                 [&](int64_t i, const float* query, float* scratch) { refer_to_target(i, query, scratch); });
+                 [&](int64_t i, const void* query, float* scratch) { refer_to_target(i, query, scratch); });
   sum_rows(results);
   if (!gradients_wanted_) return;
   products_.add_gradients(results, [&](const Segment& segment) {
@@ -36,7 +36,7 @@ void Chunk::run(int64_t first_row, int64_t count, RowResult* results) {
 
 // Exponentials are taken relative to the target's score, to which no pass over the row is needed. The sum of the row
 // holds the target's own exponential, about 1, so nothing that underflows counts; what overflows is seen afterwards.
-void Chunk::refer_to_target(int64_t i, const float* query, float* scratch) {
+void Chunk::refer_to_target(int64_t i, const void* query, float* scratch) {
   if (i + 1 < products_.count()) {
     problem_.passage.prefetch(problem_.target[products_.first_row() + i + 1], 0, problem_.width);
   }

@@ -19,7 +19,7 @@ class Chunk {
   void run(int64_t first_row, int64_t count, RowResult* results);
 
  private:
-  void refer_to_target(int64_t i, const float* query, float* scratch);
+  void refer_to_target(int64_t i, const void* query, float* scratch);
   void sum_rows(RowResult* results);
   void score(const std::vector<int64_t>& panels, const Segment& segment, bool keep, Hardest* hardest);
   void total_sums();

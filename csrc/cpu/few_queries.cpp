@@ -15,7 +15,7 @@ constexpr int64_t kLeastWidth = 64;
 void Products::score_few(const Segment& block, float* scores, float* scratch) {
   for (int64_t j = 0; j < block.count; ++j) {
     if (j + kRowsAhead < block.count) problem_.passage.prefetch(block.first + j + kRowsAhead, 0, problem_.width);
-    const float* passage = problem_.passage.get(block.first + j, scratch);
+    const void* passage = problem_.passage.get(block.first + j, scratch);
     float* row = scores + j * kPanel;
     std::memset(row, 0, kPanel * sizeof(float));
     for (int64_t i = 0; i < count_; ++i) {
@@ -37,7 +37,7 @@ void Products::multiply_passages_few(const Segment& segment) {
       for (int64_t j = 0; j < segment.count; ++j) {
         const int64_t row = segment.first + j;
         if (j + kRowsAhead < segment.count) problem_.passage.prefetch(row + kRowsAhead, first, size);
-        const float* passage = problem_.passage.get(row, first, size, scratch.data());
+        const void* passage = problem_.passage.get(row, first, size, scratch.data());
         const float* factor = reinterpret_cast<const float*>(weights(0) + j * kPanel);
         for (int64_t i = 0; i < count_; ++i) {
           kernels_.add_scaled(factor[i], passage, size, products.data() + i * size);

@@ -69,7 +69,7 @@ void Products::load(int64_t first_row, int64_t count, const VisitQuery& visit) {
   panels_ = ceil_div(count, kPanel);
   on_threads(panels_, count_ * problem_.width * 4, [&](const auto& next) {
     const int64_t stride = problem_.query.scratch_size();
-    Scratch<float> queries(stride * kPanel), visited(stride), passage(problem_.passage.scratch_size());
+    Scratch<float> queries(stride * kPanel), passage(problem_.passage.scratch_size());
     for (int64_t panel = next(); panel >= 0; panel = next()) {
       const void* values[kPanel];
       const int64_t first = panel * kPanel, rows = std::min<int64_t>(kPanel, count_ - first);
@@ -77,9 +77,8 @@ void Products::load(int64_t first_row, int64_t count, const VisitQuery& visit) {
       for (int64_t i = 0; i < rows; ++i) {
         target_[first + i] = problem_.target[first_row_ + first + i];
         if (problem_.passage_id) target_id_[first + i] = problem_.passage_id[target_[first + i]];
-        const int64_t row = first_row_ + first + i;
-        values[i] = problem_.query.packable(row, 0, problem_.width, queries.data() + i * stride);
-        if (visit) visit(first + i, problem_.query.get(row, visited.data()), passage.data());
+        values[i] = problem_.query.get(first_row_ + first + i, queries.data() + i * stride);
+        if (visit) visit(first + i, values[i], passage.data());
       }
       pack_queries(values, rows, queries_.data() + panel * width_units_ * kPanel);
     }
@@ -161,8 +160,8 @@ void Products::mask(const ScoredBlock& block, float* target_score) const {
 void Products::pack_passages(const Segment& block, uint32_t* packed, float* scratch) {
   for (int64_t j = 0; j < block.count; ++j) {
     if (j + kRowsAhead < block.count) problem_.passage.prefetch(block.first + j + kRowsAhead, 0, problem_.width);
-    kernels_.pack_block_row(problem_.passage.packable(block.first + j, 0, problem_.width, scratch), problem_.width,
-                            packed + j * kBlock, kColumnBlock * kBlock);
+    kernels_.pack_block_row(problem_.passage.get(block.first + j, scratch), problem_.width, packed + j * kBlock,
+                            kColumnBlock * kBlock);
   }
 }
 
@@ -193,8 +192,7 @@ void Products::pack_weighted_queries(const RowResult* results) {
         const void* values[2] = {zeros.data(), zeros.data()};
         float factor[2] = {0.0F, 0.0F};
         for (int64_t k = 0; k < depth && i + k < count_; ++k) {
-          float* scratch = (k == 0 ? first : second).data();
-          values[k] = problem_.query.packable(first_row_ + i + k, 0, problem_.width, scratch);
+          values[k] = problem_.query.get(first_row_ + i + k, (k == 0 ? first : second).data());
           factor[k] = results[i + k].factor;
         }
         kernels_.pack_panel_step(values, factor, problem_.width, weighted_queries_.data() + i / depth * kPanel,
@@ -248,7 +246,7 @@ void Products::pack_passage_steps(const Segment& passages, const Segment& width,
       const int64_t row = passages.first + first + k;
       if (first + k + ahead < passages.count) problem_.passage.prefetch(row + ahead, width.first, width.count);
       float* row_scratch = scratch + k * problem_.passage.scratch_size();
-      values[k] = problem_.passage.packable(row, width.first, width.count, row_scratch);
+      values[k] = problem_.passage.get(row, width.first, width.count, row_scratch);
     }
     kernels_.pack_steps(values, width.count, packed + first / kernels_.depth * kernels_.tile_rows,
                         kStepUnits * kernels_.tile_rows);
@@ -323,9 +321,8 @@ void Products::add_target_gradients(const Segment& block, const RowResult* resul
   const int64_t index = block.first / kColumnBlock;
   for (int64_t k = block_rows_[index]; k < block_rows_[index + 1]; ++k) {
     const int64_t i = rows_by_block_[k];
-    const float* query = problem_.query.get(first_row_ + i, scratch);
-    float* out = gradients_.passage + target_[i] * problem_.width;
-    for (int64_t d = 0; d < problem_.width; ++d) out[d] += results[i].target_gradient * query[d];
+    kernels_.add_scaled(results[i].target_gradient, problem_.query.get(first_row_ + i, scratch), problem_.width,
+                        gradients_.passage + target_[i] * problem_.width);
   }
 }
 
@@ -340,10 +337,10 @@ void Products::write_query_gradients(const RowResult* results) {
       for (int64_t i = 0; i < rows; ++i) {
         const RowResult& result = results[first + i];
         if (i + 1 < rows) problem_.passage.prefetch(target_[first + i + 1], 0, width);
-        const float* passage = problem_.passage.get(target_[first + i], scratch.data());
         out[i] = gradients_.query + (first_row_ + first + i) * width;
         factor[i] = result.factor;
-        for (int64_t d = 0; d < width; ++d) out[i][d] = result.target_gradient * passage[d];
+        kernels_.set_scaled(result.target_gradient, problem_.passage.get(target_[first + i], scratch.data()), width,
+                            out[i]);
       }
       kernels_.add_panel(query_products_.data() + panel * width * kPanel, factor, static_cast<int>(rows), width, out);
     }

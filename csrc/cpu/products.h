@@ -38,7 +38,7 @@ void add(const PanelSums& sums, PanelSums* total);
 
 class Products {
  public:
-  using VisitQuery = std::function<void(int64_t i, const float* query, float* scratch)>;
+  using VisitQuery = std::function<void(int64_t i, const void* query, float* scratch)>;
   using VisitScores = std::function<void(const ScoredBlock&)>;
 
   Products(const Problem& problem, const Plan& plan, const Kernels& kernels, const Gradients& gradients);

@@ -1,4 +1,5 @@
-// The rows of a [rows, width] tensor of any dtype and any strides, one at a time, as contiguous float32.
+// The rows of a [rows, width] tensor of any dtype and any strides, one at a time, as the kernels take them: contiguous,
+// bfloat16 where they multiply that (then the tensor is), else float32.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -24,27 +25,16 @@ class Rows {
         widen_(matrix.scalar_type() == ScalarType::Half ? kernels.widen_float16 : kernels.widen_bfloat16) {}
 
   // Columns first .. first + count - 1, in the tensor itself or in scratch; valid until scratch is used again.
-  const float* get(int64_t row, int64_t first, int64_t count, float* scratch) const {
+  const void* get(int64_t row, int64_t first, int64_t count, float* scratch) const {
     const char* from = data_ + row * row_stride_ + first * stride_ * bytes_;
-    if (bytes_ == 4) {
-      const float* values = reinterpret_cast<const float*>(from);
-      return stride_ == 1 ? values : gathered(values, count, scratch);
-    }
-    const uint16_t* halves = reinterpret_cast<const uint16_t*>(from);
-    if (stride_ != 1) halves = gathered(halves, count, reinterpret_cast<uint16_t*>(scratch + count));
-    widen_(halves, count, scratch);
+    if (bytes_ == 4) return stride_ == 1 ? from : gathered<float>(from, count, scratch);
+    const void* halves = stride_ == 1 ? from : gathered<uint16_t>(from, count, scratch + count);
+    if (as_is_) return halves;
+    widen_(static_cast<const uint16_t*>(halves), count, scratch);
     return scratch;
   }
 
-  const float* get(int64_t row, float* scratch) const { return get(row, 0, width_, scratch); }
-
-  // The same as kernels pack it: bfloat16 where they multiply that, else float32.
-  const void* packable(int64_t row, int64_t first, int64_t count, float* scratch) const {
-    if (!as_is_) return get(row, first, count, scratch);
-    const char* from = data_ + row * row_stride_ + first * stride_ * bytes_;
-    if (stride_ == 1) return from;
-    return gathered(reinterpret_cast<const uint16_t*>(from), count, reinterpret_cast<uint16_t*>(scratch));
-  }
+  const void* get(int64_t row, float* scratch) const { return get(row, 0, width_, scratch); }
 
   void prefetch(int64_t row, int64_t first, int64_t count) const {
     if (stride_ != 1) return;
@@ -58,8 +48,9 @@ class Rows {
 
  private:
   template <typename Value>
-  const Value* gathered(const Value* from, int64_t count, Value* to) const {
-    for (int64_t d = 0; d < count; ++d) to[d] = from[d * stride_];
+  const void* gathered(const void* from, int64_t count, void* to) const {
+    const Value* values = static_cast<const Value*>(from);
+    for (int64_t d = 0; d < count; ++d) static_cast<Value*>(to)[d] = values[d * stride_];
     return to;
   }
 

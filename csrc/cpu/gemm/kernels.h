@@ -109,7 +109,8 @@ struct Kernels {
   // Subtracts share [32] from the exponentials of one column: units [32], of which `part` counts the elements.
   void (*subtract)(uint32_t* units, int64_t part, const float* share);
 
-  // The values that are packed are float32 where depth is 1, and bfloat16 where it is 2.
+  // Inputs (const void*) are float32 where depth is 1, and bfloat16 where it is 2.
+
   // values [width] to one row of blocks that lie a_stride apart.
   void (*pack_block_row)(const void* values, int64_t width, uint32_t* out, int64_t a_stride);
   // unit_step * depth rows of values [width] (null: zeros) to unit_step units of tiles that lie tile_stride apart.
@@ -125,9 +126,11 @@ struct Kernels {
   // What lies `ahead` units behind the panel is prefetched.
   void (*transpose_exponentials)(const uint32_t* panel, int64_t columns, int64_t ahead, uint32_t* out);
 
-  float (*dot)(const float* a, const float* b, int64_t width);
+  float (*dot)(const void* a, const void* b, int64_t width);
+  // to [width] = factor * values [width]
+  void (*set_scaled)(float factor, const void* values, int64_t width, float* to);
   // to [width] += factor * values [width]
-  void (*add_scaled)(float factor, const float* values, int64_t width, float* to);
+  void (*add_scaled)(float factor, const void* values, int64_t width, float* to);
   // to [width] = factor [count] @ rows [count, width]
   void (*combine)(const float* factor, const float* rows, int64_t count, int64_t width, float* to);
 
