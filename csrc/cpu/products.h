@@ -14,6 +14,7 @@
 
 #include "cpu/problem.h"
 #include "cpu/row_sums.h"
+#include "cpu/scratch.h"
 #include "cpu/tasks.h"
 
 namespace fastdense::cpu {
