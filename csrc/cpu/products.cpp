@@ -67,7 +67,7 @@ void Products::load(int64_t first_row, int64_t count, const VisitQuery& visit) {
   first_row_ = first_row;
   count_ = count;
   panels_ = ceil_div(count, kPanel);
-  on_threads(panels_, count_ * problem_.width * 4, [&](const auto& next) {
+  on_threads(panels_, count_ * problem_.width * 16, [&](const auto& next) {
     const int64_t stride = problem_.query.scratch_size();
     Scratch<float> queries(stride * kPanel), passage(problem_.passage.scratch_size());
     for (int64_t panel = next(); panel >= 0; panel = next()) {
@@ -184,7 +184,7 @@ std::vector<int64_t> Products::all_panels() const {
 void Products::pack_weighted_queries(const RowResult* results) {
   const int depth = kernels_.depth;
   const int64_t steps = panels_ * kPanel / depth;
-  on_threads(panels_, count_ * problem_.width, [&](const auto& next) {
+  on_threads(panels_, count_ * problem_.width * 8, [&](const auto& next) {
     Scratch<float> first(problem_.query.scratch_size()), second(problem_.query.scratch_size());
     const std::vector<float> zeros(problem_.width);
     for (int64_t panel = next(); panel >= 0; panel = next()) {
@@ -328,7 +328,7 @@ void Products::add_target_gradients(const Segment& block, const RowResult* resul
 
 void Products::write_query_gradients(const RowResult* results) {
   const int64_t width = problem_.width;
-  on_threads(panels_, count_ * width * 4, [&](const auto& next) {
+  on_threads(panels_, count_ * width * 16, [&](const auto& next) {
     Scratch<float> scratch(problem_.passage.scratch_size());
     for (int64_t panel = next(); panel >= 0; panel = next()) {
       const int64_t first = panel * kPanel, rows = std::min<int64_t>(kPanel, count_ - first);

@@ -11,11 +11,11 @@ namespace fastdense::cpu {
 namespace {
 
 constexpr size_t kHugePage = size_t{2} << 20;
-constexpr size_t kLarge = 2 * kHugePage;
+constexpr size_t kLarge = size_t{64} << 10;
 constexpr size_t kMostKept = size_t{48} << 20;  // a chunk of the default size, and its operands
 
 void* allocate(size_t bytes) {
-  const bool huge = bytes >= kLarge;
+  const bool huge = bytes >= 2 * kHugePage;
   void* data = nullptr;
   if (posix_memalign(&data, huge ? kHugePage : 64, bytes) != 0) throw std::bad_alloc();
 #ifdef MADV_HUGEPAGE
