@@ -223,22 +223,23 @@ void Products::multiply_passages(const Segment& segment) {
 }
 
 void Products::multiply_passages_part(const Segment& segment, const Segment& width, const Segment& panels) {
-  const int depth = kernels_.depth, tile_rows = kernels_.tile_rows;
-  Scratch<uint32_t> packed(round_up(width.count, tile_rows) * kStepUnits);
+  const int depth = kernels_.depth;
+  Scratch<uint32_t> packed(round_up(width.count, kernels_.tile_rows) * kStepUnits);
   Scratch<float> scratch(problem_.passage.scratch_size() * kernels_.unit_step * depth);
   for (int64_t start = 0; start < segment.count; start += kStepUnits * depth) {
     const Segment passages{segment.first + start, std::min(kStepUnits * depth, segment.count - start)};
-    pack_passage_steps(passages, width, packed.data(), scratch.data());
+    const int64_t units = units_of(passages.count, kernels_), stride = units * kernels_.tile_rows;
+    pack_passage_steps(passages, width, stride, packed.data(), scratch.data());
     for (int64_t panel = panels.first; panel < panels.first + panels.count; ++panel) {
-      kernels_.multiply_steps(width.count, {packed.data(), kStepUnits * tile_rows,
-                                            weights(panel) + start / depth * kPanel, units_of(passages.count, kernels_),
+      kernels_.multiply_steps(width.count, {packed.data(), stride, weights(panel) + start / depth * kPanel, units,
                                             query_products_.data() + (panel * problem_.width + width.first) * kPanel,
                                             kPanel, passages.first > 0});
     }
   }
 }
 
-void Products::pack_passage_steps(const Segment& passages, const Segment& width, uint32_t* packed, float* scratch) {
+void Products::pack_passage_steps(const Segment& passages, const Segment& width, int64_t stride, uint32_t* packed,
+                                  float* scratch) {
   const int64_t rows = int64_t{kernels_.unit_step} * kernels_.depth, ahead = std::max(kRowsAhead, rows);
   for (int64_t first = 0; first < passages.count; first += rows) {
     const void* values[kMostStepRows] = {};
@@ -248,8 +249,7 @@ void Products::pack_passage_steps(const Segment& passages, const Segment& width,
       float* row_scratch = scratch + k * problem_.passage.scratch_size();
       values[k] = problem_.passage.get(row, width.first, width.count, row_scratch);
     }
-    kernels_.pack_steps(values, width.count, packed + first / kernels_.depth * kernels_.tile_rows,
-                        kStepUnits * kernels_.tile_rows);
+    kernels_.pack_steps(values, width.count, packed + first / kernels_.depth * kernels_.tile_rows, stride);
   }
 }
 

@@ -71,7 +71,8 @@ class Products {
   void sort_targets();
   void multiply_passages(const Segment& segment);
   void multiply_passages_part(const Segment& segment, const Segment& width, const Segment& panels);
-  void pack_passage_steps(const Segment& passages, const Segment& width, uint32_t* packed, float* scratch);
+  void pack_passage_steps(const Segment& passages, const Segment& width, int64_t stride, uint32_t* packed,
+                          float* scratch);
   void multiply_queries(const Segment& segment, const RowResult* results, bool accumulate);
   void multiply_queries_block(const Segment& block, int64_t segment_first, uint32_t* packed, bool accumulate);
   void pack_weights(const Segment& block, int64_t segment_first, const Segment& panels, uint32_t* packed);
