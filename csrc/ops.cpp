@@ -38,7 +38,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fastdense, m) {
       "Tensor(a!) partials) -> ()");
   m.def("smooth_exponentials_(Tensor(a!) stored, Tensor target, Tensor? label, Tensor gain, Tensor share) -> ()");
   // A contiguous float32 tensor, each value times 0 with probability p, else times 1 / (1 - p); the seed says which.
-  m.def("dropout_native(Tensor input, float p, int seed) -> Tensor");
+  m.def("dropout_native(Tensor input, float p, int seed, bool bfloat16=False) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastdense, CPU, m) {

@@ -39,21 +39,23 @@ class _Dropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, p: float) -> Tensor:
         ctx.p, ctx.seed = p, _draw_seed()
-        return _drop(values, ctx.p, ctx.seed)
+        return _drop(values, ctx.p, ctx.seed, values.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return _drop(gradient, ctx.p, ctx.seed), None
+        return _drop(gradient, ctx.p, ctx.seed, gradient.dtype), None
 
 
 def _draw_seed() -> int:
     return int(torch.empty((), dtype=torch.int64).random_())
 
 
-def _drop(values: Tensor, p: float, seed: int) -> Tensor:
-    dropped: Tensor = torch.ops.fastdense.dropout_native(values.float().contiguous(), p, seed)
-    return dropped.to(values.dtype)
+def _drop(values: Tensor, p: float, seed: int, dtype: torch.dtype) -> Tensor:
+    if values.dtype != torch.bfloat16:  # which the operator reads and writes, beside float32
+        values = values.float()
+    dropped: Tensor = torch.ops.fastdense.dropout_native(values.contiguous(), p, seed, dtype == torch.bfloat16)
+    return dropped.to(dtype)
 
 
 class CpuDropout(nn.Dropout):
@@ -114,14 +116,14 @@ class _DroppedAttention(torch.autograd.Function):
         weights = F.softmax(scores, dim=-1, dtype=torch.float32)
         ctx.save_for_backward(query, key, value, weights)
         ctx.scale, ctx.p, ctx.seed = scale, p, _draw_seed()
-        return _drop(weights, p, ctx.seed).to(value.dtype) @ value
+        return _drop(weights, p, ctx.seed, value.dtype) @ value
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, weights = ctx.saved_tensors
-        dropped = _drop(weights, ctx.p, ctx.seed).to(value.dtype)
-        weights_grad = _drop((gradient @ value.transpose(2, 3)).float(), ctx.p, ctx.seed)
+        dropped = _drop(weights, ctx.p, ctx.seed, value.dtype)
+        weights_grad = _drop(gradient @ value.transpose(2, 3), ctx.p, ctx.seed, torch.float32)
         scores_grad = torch.ops.aten._softmax_backward_data(weights_grad, weights, -1, torch.float32).to(query.dtype)
         scores_grad *= ctx.scale
         return scores_grad @ key, scores_grad.transpose(2, 3) @ query, dropped.transpose(2, 3) @ gradient, *[None] * 3

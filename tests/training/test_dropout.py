@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,18 @@ def test_the_backward_pass_has_the_mask_of_the_forward_pass(shape: tuple[int, ..
     (gradient,) = torch.autograd.grad(result.sum(), values)
     assert torch.equal(gradient != 0, result != 0)
     torch.testing.assert_close(result, values * gradient)
+
+
+@pytest.mark.parametrize("count", [64, 1000, 300_001])
+def test_bfloat16_is_float32_rounded_once(count: int) -> None:
+    drop = partial(torch.ops.fastdense.dropout_native, p=0.3, seed=5)
+    same = partial(torch.testing.assert_close, rtol=0, atol=0, equal_nan=True)
+    values = torch.randn(count)
+    values[::7] = torch.nan
+    halves = values.bfloat16()
+    same(drop(values, bfloat16=True), drop(values).bfloat16())
+    same(drop(halves), drop(halves.float()))
+    same(drop(halves, bfloat16=True), drop(halves.float()).bfloat16())
 
 
 def test_what_is_not_contiguous_is_dropped_place_by_place() -> None:

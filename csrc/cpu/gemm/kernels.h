@@ -83,6 +83,8 @@ struct Dropout {
   uint64_t seed;
   uint32_t least_kept;
   float scale;
+  bool from_bfloat16;  // else float32
+  bool to_bfloat16;
 };
 
 struct Kernels {
@@ -135,7 +137,7 @@ struct Kernels {
   void (*combine)(const float* factor, const float* rows, int64_t count, int64_t width, float* to);
 
   // to [count] = from [count], which starts with that group of 64 values, with some of them dropped.
-  void (*drop_out)(const float* from, int64_t count, const Dropout& dropout, int64_t group, float* to);
+  void (*drop_out)(const void* from, int64_t count, const Dropout& dropout, int64_t group, void* to);
 
   void (*widen_bfloat16)(const uint16_t* from, int64_t count, float* to);
   void (*widen_float16)(const uint16_t* from, int64_t count, float* to);
