@@ -12,7 +12,7 @@ namespace {
 
 constexpr size_t kHugePage = size_t{2} << 20;
 constexpr size_t kLarge = size_t{64} << 10;
-constexpr size_t kMostKept = size_t{48} << 20;  // a chunk of the default size, and its operands
+constexpr size_t kMostKept = size_t{64} << 20;  // a chunk of the default size, and its operands
 
 void* allocate(size_t bytes) {
   const bool huge = bytes >= 2 * kHugePage;

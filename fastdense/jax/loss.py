@@ -58,7 +58,7 @@ def contrastive_loss(
         device: one of the devices that will run it, such as ``mesh.devices.flat[0]``: what it is decides how. Default:
             the first device of the default backend, which is wrong when compiling for another one.
         chunk_bytes: how much memory a chunk of scores may take ("xla" only). Default: the environment variable
-            FASTDENSE_LOSS_CHUNK_BYTES, else 32 MiB on a CPU and 1 GiB elsewhere. A chunk has at least one row.
+            FASTDENSE_LOSS_CHUNK_BYTES, else 48 MiB on a CPU and 1 GiB elsewhere. A chunk has at least one row.
 
     Returns:
         The loss, float32 []. Gradients have the dtypes of their inputs. Scores that are not finite make it nan or inf.

@@ -61,7 +61,7 @@ def contrastive_loss(
         reduction: "mean" or "sum" over rows.
         implementation: "auto", "native", "triton" or "reference"; see :func:`fastdense.backends`.
         chunk_bytes: how much memory a chunk of scores may take. Default: the environment variable
-            FASTDENSE_LOSS_CHUNK_BYTES, else 32 MiB on a CPU and 1 GiB elsewhere. A chunk has at least one row.
+            FASTDENSE_LOSS_CHUNK_BYTES, else 48 MiB on a CPU and 1 GiB elsewhere. A chunk has at least one row.
 
     Returns:
         The loss, shape [], float32 (float64 for float64 inputs). Gradients have the dtypes of their inputs.
