@@ -97,8 +97,8 @@ def test_what_a_batch_lacks_is_padding(
         pytest.param((*CACHE, "--gradient_accumulation_steps", "2"), id="accumulated", marks=pytest.mark.slow),
     ],
 )
-def test_a_resumed_run_ends_with_the_same_bits(tiny_run: Run, tiny_bert_dir: Path, flags: tuple[str, ...]) -> None:
-    flags = (*flags, "--model_name_or_path", str(tiny_bert_dir), "--save_strategy", "steps", "--save_steps", "3")
+def test_a_resumed_run_ends_with_the_same_bits(tiny_run: Run, shallow_bert_dir: Path, flags: tuple[str, ...]) -> None:
+    flags = (*flags, "--model_name_or_path", str(shallow_bert_dir), "--save_strategy", "steps", "--save_steps", "3")
     whole = tiny_run(*flags, "--max_steps", "7", name="whole")
     checkpoint = str(whole / "checkpoint-3")
     resumed = tiny_run(*flags, "--max_steps", "7", "--resume_from_checkpoint", checkpoint, name="resumed")

@@ -24,7 +24,8 @@ def test_processes_that_jax_does_not_know_are_refused() -> None:
 
 def start(flags: list[str], process: int, port: int, log: Path) -> subprocess.Popen[bytes]:
     """One of two processes with four devices each."""
-    devices = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    flags_of_xla = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4"  # the last one counts
+    devices = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags_of_xla}
     devices["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # as in this process: compiling takes longer than running
     address = f"--jax_coordinator_address 127.0.0.1:{port} --jax_num_processes 2 --jax_process_id {process}"
     command = [sys.executable, "-m", "fastdense.jax_train", *flags, *address.split()]

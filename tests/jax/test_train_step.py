@@ -1,5 +1,6 @@
 """One step: gradients do not depend on how many devices there are, on chunks, or on padding."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,13 @@ QUERIES, PASSAGES = 16, 32
 
 
 @pytest.fixture(scope="module")
-def exact(tiny_bert_no_dropout_dir: Path) -> JaxRetriever:
-    return JaxRetriever.from_torch(load_retriever(tiny_bert_no_dropout_dir))
+def exact(shallow_bert_no_dropout_dir: Path) -> JaxRetriever:
+    return JaxRetriever.from_torch(load_retriever(shallow_bert_no_dropout_dir))
 
 
 @pytest.fixture(scope="module")
-def noisy(tiny_bert_dir: Path) -> JaxRetriever:
-    return JaxRetriever.from_torch(load_retriever(tiny_bert_dir))
+def noisy(shallow_bert_dir: Path) -> JaxRetriever:
+    return JaxRetriever.from_torch(load_retriever(shallow_bert_dir))
 
 
 def batch(queries: int = QUERIES, passages: int = PASSAGES, seed: int = 0) -> Batch:
@@ -48,12 +49,15 @@ def batch(queries: int = QUERIES, passages: int = PASSAGES, seed: int = 0) -> Ba
     )
 
 
+gradient_step = functools.cache(GradientStep)  # compiled for all tests of a kind
+
+
 def gradients(
     encoder: JaxRetriever, rows: Batch, devices: int = 8, seed: int = 3, step: int = 4, **settings: Any
 ) -> tuple[float, float, Any]:
     """Loss, accuracy and gradients of one step."""
     mesh = make_mesh(jax.devices()[:devices])
-    take = GradientStep(encoder, StepSettings(**{"scale": 5.0, "label_smoothing": 0.1, **settings}), mesh)
+    take = gradient_step(encoder, StepSettings(**{"scale": 5.0, "label_smoothing": 0.1, **settings}), mesh)
     moment = Moment(np.uint32(seed), np.int32(step), np.int32(0), np.float32(1))
     tally = replicate(Tally(np.float32(0), np.float32(0)), mesh)
     tally, total = take(replicate(encoder.params, mesh), divide_rows(rows, mesh), moment, tally, None)
