@@ -17,6 +17,8 @@ jnp = jax.numpy
 
 from fastdense.jax.encoder import JaxRetriever, check_supported  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 SIZE = {
     "vocab_size": 50,
     "hidden_size": 16,
@@ -142,7 +144,7 @@ def test_the_gradient_of_a_zero_vector_is_finite() -> None:
         for parameter in model.query_encoder.projection.parameters():
             parameter.zero_()
     ours, inputs = JaxRetriever.from_torch(model), to_jax(padded(model))
-    gradients = jax.grad(lambda params: ours.encode(params, "query", inputs, None).sum())(ours.params)
+    gradients = jax.jit(jax.grad(lambda params: ours.encode(params, "query", inputs, None).sum()))(ours.params)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
 
 
