@@ -25,8 +25,7 @@ QUIET = {
     "TPU_MIN_LOG_LEVEL": "3",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
-LENGTHS = (32, 156)  # the documented commands'
-MODELS = {"tiny": (128, 2, 2, 256, 1000), "base": (768, 12, 12, 3072, 30522)}
+MODELS = {"tiny": (128, 1, 2, 256, 1000), "base": (768, 12, 12, 3072, 30522)}
 
 
 def main() -> None:
@@ -35,6 +34,7 @@ def main() -> None:
     parser.add_argument("--model", choices=MODELS, default="tiny", help="a BERT of this size, with random weights")
     parser.add_argument("--batch", type=int, nargs="+", default=[128], help="queries on all devices; 2 passages each")
     parser.add_argument("--chunk", type=int, nargs=2, default=(4, 32), help="rows of --grad_cache; 0 0 for none")
+    parser.add_argument("--length", type=int, nargs=2, default=(32, 156), help="tokens of a query and of a passage")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--json", type=Path, help="write the numbers there, too")
     arguments = parser.parse_args()
@@ -66,6 +66,7 @@ def measure(arguments: argparse.Namespace, batch: int) -> dict[str, Any]:
         "dtype": arguments.dtype,
         "queries": batch,
         "passages": 2 * batch,
+        "tokens": list(arguments.length),
         "chunk_rows": list(arguments.chunk) if arguments.chunk[0] else None,
         "device_mib": round((total - memory.alias_size_in_bytes) / 2**20),
         "temporary_mib": round(memory.temp_size_in_bytes / 2**20),
@@ -102,8 +103,8 @@ def compile_step(arguments: argparse.Namespace, batch: int) -> tuple[Any, float,
     step = GradientStep(encoder, StepSettings(scale=1.0, chunk_rows=chunk_rows), mesh)
     integer, real = jnp.zeros((), jnp.int32), jnp.zeros(())
     inputs = Batch(
-        query=side(batch, LENGTHS[0]),
-        passage=side(2 * batch, LENGTHS[1]),
+        query=side(batch, arguments.length[0]),
+        passage=side(2 * batch, arguments.length[1]),
         target=rows(batch),
         weight=rows(batch, dtype=jnp.float32),
         passage_id=rows(2 * batch, 2),
