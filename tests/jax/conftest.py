@@ -27,9 +27,12 @@ def compiled_programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("compiled-programs")
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def quick_compiler(compiled_programs: Path) -> Iterator[None]:
-    """Programs that another test has compiled are not compiled again, and none is made faster than need be."""
+    """Programs that another test has compiled are not compiled again, and none is made faster than need be.
+
+    For this process only: the compiler of a TPU does all that it can.
+    """
     import jax
 
     settings = {

@@ -17,8 +17,6 @@ jnp = jax.numpy
 
 from fastdense.jax.encoder import JaxRetriever, check_supported  # noqa: E402
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 SIZE = {
     "vocab_size": 50,
     "hidden_size": 16,

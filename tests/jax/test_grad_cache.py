@@ -9,8 +9,6 @@ from hypothesis import strategies as st
 
 from fastdense.jax.grad_cache import chunk_gradients, chunk_rows, encode_chunks
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 VOCABULARY, WIDTH, LENGTH = 11, 6, 4
 
 

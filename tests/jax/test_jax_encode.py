@@ -11,8 +11,6 @@ import pytest
 
 from fastdense.retrieval.representations import Representations, read_representations
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 
 def encode(driver: str, model: Path, texts: Path, output: Path, *flags: str) -> Representations:
     fixed = f"--model_name_or_path {model} --encode_in_path {texts} --encoded_save_path {output}"

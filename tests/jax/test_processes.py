@@ -35,9 +35,7 @@ def start(flags: list[str], process: int, port: int, log: Path) -> subprocess.Po
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("measured", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_two_processes_are_one(
-    measured: bool, tiny_run: Callable[..., Path], eval_dir: Path, tmp_path: Path, quick_compiler: None
-) -> None:
+def test_two_processes_are_one(measured: bool, tiny_run: Callable[..., Path], eval_dir: Path, tmp_path: Path) -> None:
     """Rows, loss, measured vectors and files, with lengths that differ between the processes."""
     flags = "--save_strategy steps --save_steps 4 --mask_duplicates --grad_cache --gc_p_chunk_size 2 "
     flags += f"--eval_dir {eval_dir} --eval_strategy steps --eval_steps 2" if measured else ""

@@ -15,8 +15,6 @@ from fastdense.jax.mesh import divide_rows, make_mesh, replicate
 from fastdense.jax.train_step import GradientStep, Moment, StepSettings, Tally
 from fastdense.modeling.load import load_retriever
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 QUERIES, PASSAGES = 16, 32
 
 
