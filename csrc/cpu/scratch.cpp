@@ -12,7 +12,7 @@ namespace {
 
 constexpr size_t kHugePage = size_t{2} << 20;
 constexpr size_t kLarge = size_t{64} << 10;
-constexpr size_t kMostKept = size_t{64} << 20;  // a chunk of the default size, and its operands
+constexpr size_t kMostKept = size_t{16} << 20;  // enough for calls so short that clearing pages shows
 
 void* allocate(size_t bytes) {
   const bool huge = bytes >= 2 * kHugePage;
@@ -73,6 +73,9 @@ void* take_memory(size_t bytes) {
   return kept != nullptr ? kept : allocate(bytes);
 }
 
-void return_memory(void* data, size_t bytes) { bytes >= kLarge ? kept_blocks().put(data, bytes) : std::free(data); }
+void return_memory(void* data, size_t bytes) {
+  if (bytes < kLarge || bytes > kMostKept) return std::free(data);
+  kept_blocks().put(data, bytes);
+}
 
 }  // namespace fastdense::cpu
