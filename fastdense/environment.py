@@ -1,5 +1,6 @@
 """What runs here: versions of the libraries, the machine, the command. Imports none of them."""
 
+import functools
 import os
 import platform
 import shlex
@@ -21,6 +22,7 @@ LIBRARIES = (
 _SECRETS = ("--hub_token", "--hub-token")
 
 
+@functools.cache
 def version(name: str) -> str | None:
     """The version of an installed distribution; None if there is none."""
     try:
