@@ -1,5 +1,6 @@
 """Commands that can be killed: processes forked from one that has imported everything already."""
 
+import gc
 import importlib
 import multiprocessing
 import os
@@ -14,7 +15,7 @@ from typing import Any
 from fastdense.command import run
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["fastdense.training.run"])
+_CONTEXT.set_forkserver_preload(["fastdense.training.run", "fastdense.training.curve"])
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ def end(process: ForkServerProcess, seconds: float = 120) -> int:
 
 
 def _run(command: str, words: list[str], log: Path, environment: dict[str, str], death: Death | None) -> None:
+    gc.freeze()  # what was imported before the fork stays: the collector would walk it, and copy its pages
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, sys.stdout.fileno())
     os.dup2(descriptor, sys.stderr.fileno())
