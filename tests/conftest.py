@@ -1,5 +1,6 @@
 """What every room's tests share: a quiet offline environment, tiny models and a small Tevatron data set."""
 
+import gc
 import gzip
 import json
 import logging
@@ -44,6 +45,17 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def what_is_imported_stays() -> None:
+    """Every training run collects garbage; it need not look for it among a million objects of libraries."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    gc.unfreeze()  # or libraries that count what is left of theirs at the end complain
 
 
 @pytest.fixture(autouse=True)
@@ -197,6 +209,12 @@ def write_held_out(directory: Path, rows: list[dict[str, Any]], write_jsonl: Any
     judgements = [(row["query_id"], p["docid"]) for row in rows for p in row["positive_passages"]]
     (directory / "qrels.txt").write_text("".join(f"{query} 0 {passage} 1\n" for query, passage in judgements))
     return directory
+
+
+@pytest.fixture
+def no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs draw no training curve, which takes as long as their few steps. Who looks at it overrides this fixture."""
+    monkeypatch.setattr("fastdense.training.run_record.RunRecord._draw", lambda *_: None)
 
 
 @pytest.fixture

@@ -94,15 +94,18 @@ class RunRecord(TrainerCallback):
         begun = time.perf_counter()
         measured = {"finished": finished, **summary(state.log_history, begun - self._started), **_best(args, state)}
         _write(Path(args.output_dir, METRICS), _as_json(measured))
+        self._draw(state.log_history, Path(args.output_dir, CURVE))
+        self._drawn = time.perf_counter()
+        self._cost = self._drawn - begun
+
+    def _draw(self, history: Sequence[dict[str, Any]], picture: Path) -> None:
         if find_spec("matplotlib") is not None:
             from fastdense.training.curve import draw_training_curve  # half a second to import
 
-            draw_training_curve(state.log_history, Path(args.output_dir, CURVE))
+            draw_training_curve(history, picture)
         elif self._tells_missing:
             self._tells_missing = False
-            logger.info("no %s: matplotlib is not installed; pip install 'fastdense[demo]'", CURVE)
-        self._drawn = time.perf_counter()
-        self._cost = self._drawn - begun
+            logger.info("no %s: matplotlib is not installed; pip install 'fastdense[demo]'", picture.name)
 
 
 def summary(history: Sequence[dict[str, Any]], seconds: float) -> dict[str, Any]:

@@ -37,7 +37,9 @@ def rows(tiny_rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 @pytest.fixture
-def compare(tmp_path: Path, v1_run: Any, v1_train: Any, flags_of: Any, write_jsonl: Any, assert_same: Any) -> Any:
+def compare(
+    tmp_path: Path, v1_run: Any, v1_train: Any, flags_of: Any, write_jsonl: Any, assert_same: Any, no_picture: None
+) -> Any:
     """``compare(model, rows, run_fields, flags)`` trains both and compares them; returns the output directory."""
     from fastdense.train import main
 

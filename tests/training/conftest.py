@@ -7,7 +7,9 @@ import pytest
 
 
 @pytest.fixture
-def train_tiny(tmp_path: Path, tiny_bert_dir: Path, tiny_rows: list[dict[str, Any]], write_jsonl: Any) -> Any:
+def train_tiny(
+    tmp_path: Path, tiny_bert_dir: Path, tiny_rows: list[dict[str, Any]], write_jsonl: Any, no_picture: None
+) -> Any:
     """``train_tiny(*flags)`` trains 48 rows in batches of 8 (dropout on) and returns the output directory.
 
     Flags given later win, so that a test can change any of them.

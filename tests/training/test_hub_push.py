@@ -18,6 +18,11 @@ SAVE = ("--save_strategy", "steps", "--save_steps", "2")
 
 
 @pytest.fixture
+def no_picture() -> None:
+    """Here it is drawn, and pushed."""
+
+
+@pytest.fixture
 def reachable(hub: HubStandIn, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> HubStandIn:
     """The stand-in as this process's hub; nobody is logged in."""
     constants = huggingface_hub.constants

@@ -20,6 +20,11 @@ Train = Callable[..., Path]
 PNG = b"\x89PNG"
 
 
+@pytest.fixture
+def no_picture() -> None:
+    """Here it is drawn."""
+
+
 def test_the_run_is_told_and_run_yaml_repeats_it_bit_for_bit(train_tiny: Train, eval_dir: Path, tmp_path: Path) -> None:
     flags = (
         *(
