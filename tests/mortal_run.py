@@ -1,21 +1,16 @@
-"""Commands that can be killed: processes forked from one that has imported everything already."""
+"""Commands that can be killed."""
 
-import gc
 import importlib
-import multiprocessing
 import os
 import signal
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
-from fastdense.command import run
-
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["fastdense.training.run", "fastdense.training.curve"])
+import forked
 
 
 @dataclass(frozen=True)
@@ -42,31 +37,8 @@ def start(
     command: str = "train",
 ) -> ForkServerProcess:
     """Start ``python -m fastdense.COMMAND`` with ``arguments``; what it prints goes to the file ``log``."""
-    words = [str(argument) for argument in arguments]
-    process = _CONTEXT.Process(target=_run, args=(command, words, log, environment or {}, death))
-    process.start()
-    return process
-
-
-def end(process: ForkServerProcess, seconds: float = 120) -> int:
-    """The exit status of ``process``; it is killed and the test fails if it does not come in time."""
-    process.join(seconds)
-    if process.exitcode is None:
-        process.kill()
-        raise AssertionError(f"the process has not ended within {seconds} s")
-    return process.exitcode
-
-
-def _run(command: str, words: list[str], log: Path, environment: dict[str, str], death: Death | None) -> None:
-    gc.freeze()  # what was imported before the fork stays: the collector would walk it, and copy its pages
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(descriptor, sys.stdout.fileno())
-    os.dup2(descriptor, sys.stderr.fileno())
-    os.environ.update(environment)
-    if death is not None:
-        _arm(death)
-    main = importlib.import_module(f"fastdense.{command}").main
-    run(lambda: main(words))
+    first = None if death is None else partial(_arm, death)
+    return forked.start(["-m", f"fastdense.{command}", *arguments], log=log, environment=environment, first=first)
 
 
 def _arm(death: Death) -> None:

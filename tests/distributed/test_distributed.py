@@ -1,15 +1,13 @@
 """W gloo processes against one process over the global batch. ``worker.py`` is what each of them runs."""
 
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 from collectives import EXCHANGE, REDUCTION
@@ -40,31 +38,17 @@ CASES = [*COMPARED, *COUNTED, "exchange", "empty-rank", "forward-alone-in-no-syn
 Results = list[dict[str, dict]]
 
 
-def start_ranks(world: int, directory: Path, cases: list[str]) -> list[subprocess.Popen[str]]:
-    repository = Path(__file__).parents[2]
-    path = os.pathsep.join([str(repository), str(repository / "tests")])
-    environment = os.environ | {"PYTHONPATH": path, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
-    worker = str(Path(__file__).with_name("worker.py"))
+def start_ranks(world: int, directory: Path, cases: list[str]) -> list[ForkServerProcess]:
+    environment = {"GLOO_SOCKET_IFNAME": "lo"}
+    worker = Path(__file__).with_name("worker.py")
     return [
-        subprocess.Popen(
-            [sys.executable, worker, str(rank), str(world), str(directory), *cases],
-            env=environment,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        forked.start([worker, rank, world, directory, *cases], log=log_of(directory, rank), environment=environment)
         for rank in range(world)
     ]
 
 
-def finish(ranks: list[subprocess.Popen[str]], timeout: float) -> list[str]:
-    """Every rank's stderr. Ranks that hang are killed, and fail the test."""
-    try:
-        deadline = time.monotonic() + timeout
-        return [rank.communicate(timeout=max(0.1, deadline - time.monotonic()))[1] for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-            rank.wait()
+def log_of(directory: Path, rank: int) -> Path:
+    return directory / f"{rank}.log"
 
 
 @pytest.fixture(scope="module", params=[2, pytest.param(3, marks=pytest.mark.slow)], ids="{} ranks".format)
@@ -72,8 +56,8 @@ def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     """What each rank found in each case."""
     directory = tmp_path_factory.mktemp("ranks")
     ranks = start_ranks(request.param, directory, [*CASES, *OBJECTIVES] if request.param == 2 else CASES)
-    errors = finish(ranks, timeout=180)
-    assert [rank.returncode for rank in ranks] == [0] * len(ranks), "\n".join(errors)
+    statuses = forked.end_all(ranks, seconds=180)
+    assert statuses == [0] * len(ranks), "\n".join(log_of(directory, rank).read_text() for rank in range(len(ranks)))
     return [json.loads((directory / f"{rank}.json").read_text()) for rank in range(len(ranks))]
 
 
@@ -136,16 +120,12 @@ def test_a_rank_without_queries_is_named_on_every_rank(results):
     "case", [pytest.param("killed-before-exchange", marks=pytest.mark.slow), "killed-before-reduction"]
 )
 def test_a_killed_rank_ends_the_other_with_an_error(tmp_path, case):
-    ranks = start_ranks(2, tmp_path, [case])
-    survivor, dead = ranks
-    try:
-        assert dead.wait(timeout=60) < 0
-        survivor.wait(timeout=20)
-    finally:
-        errors = finish(ranks, timeout=1)
+    dead, survivor = forked.end_all(reversed(start_ranks(2, tmp_path, [case])), seconds=20)
+    assert dead == -signal.SIGKILL
     # The exception's own status is 1; gloo's threads may abort the interpreter while it shuts down after it.
-    assert survivor.returncode in (1, -signal.SIGABRT)
-    assert re.search(r"RuntimeError.*(closed by peer|reset by peer)", errors[0]), errors[0]
+    assert survivor in (1, -signal.SIGABRT)
+    printed = log_of(tmp_path, 0).read_text()
+    assert re.search(r"RuntimeError.*(closed by peer|reset by peer)", printed), printed
 
 
 def test_without_a_process_group_there_is_nothing_to_share():

@@ -1,11 +1,9 @@
 """The drop-ins over gloo ranks, against what they replace there. ``ranks_worker.py`` is what a rank runs."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
+import forked
 import pytest
 
 pytestmark = pytest.mark.distributed
@@ -16,25 +14,13 @@ WORLD = 2
 def errors(tmp_path_factory) -> list[dict[str, float]]:
     """Each rank's errors by case."""
     pytest.importorskip("gradcache")
-    directory, here = tmp_path_factory.mktemp("ranks"), Path(__file__)
-    paths = os.pathsep.join([str(here.parents[2]), str(here.parents[1]), os.environ.get("PYTHONPATH", "")])
-    environment = os.environ | {"PYTHONPATH": paths, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    directory, worker = tmp_path_factory.mktemp("ranks"), Path(__file__).with_name("ranks_worker.py")
+    logs = [directory / f"{rank}.log" for rank in range(WORLD)]
     ranks = [
-        subprocess.Popen(
-            [sys.executable, here.with_name("ranks_worker.py"), str(rank), str(WORLD), directory],
-            env=environment,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(WORLD)
+        forked.start([worker, rank, WORLD, directory], log=log, environment={"GLOO_SOCKET_IFNAME": "lo"})
+        for rank, log in enumerate(logs)
     ]
-    try:
-        messages = [rank.communicate(timeout=120)[1] for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-            rank.wait()
-    assert [rank.returncode for rank in ranks] == [0] * WORLD, "\n".join(messages)
+    assert forked.end_all(ranks) == [0] * WORLD, "\n".join(log.read_text() for log in logs)
     return [json.loads((directory / f"{rank}.json").read_text()) for rank in range(WORLD)]
 
 

@@ -1,9 +1,9 @@
 """What only the compiled implementation has: instruction sets, tiles, row lengths around the vector width, memory."""
 
-import os
 import subprocess
 import sys
 
+import forked
 import pytest
 import torch
 
@@ -46,11 +46,11 @@ for rows, columns, width in shapes:
 
 
 @pytest.mark.parametrize("name", INSTRUCTION_SETS)
-def test_every_instruction_set(name):
+def test_every_instruction_set(name, tmp_path):
     if not INSTRUCTION_SETS[name]:
         pytest.skip(f"this CPU has no {name}")
-    environment = os.environ | {"FASTDENSE_CPU_INSTRUCTION_SET": name}
-    subprocess.run([sys.executable, "-c", COMPARE_WITH_FLOAT64], env=environment, check=True)
+    environment = {"FASTDENSE_CPU_INSTRUCTION_SET": name}
+    assert forked.run(["-c", COMPARE_WITH_FLOAT64], log=tmp_path / "log", environment=environment) == (0, "")
 
 
 @pytest.mark.parametrize("columns", [1, 15, 16, 17, 31, 32, 33, 1023, 1024, 1025, 2049])

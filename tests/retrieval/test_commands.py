@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -370,17 +371,12 @@ def test_data_sets_of_the_hub(seed_hub, tmp_path, tiny_rows):
 
 
 def test_from_the_shell(vectors):
-    files = ["--query_reps", "queries.pkl", "--passage_reps", "passages.pkl"]
-    command = [sys.executable, "-m", "fastdense.search", *files]
+    command = ["-m", "fastdense.search", "--query_reps", "queries.pkl", "--passage_reps", "passages.pkl"]
+    command += ["--save_ranking_to", "run.txt", "--save_text"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-
-    def shell(*arguments):
-        return subprocess.run(
-            [*command, *arguments], cwd=vectors, env=environment, capture_output=True, text=True, check=False
-        )
-
-    done = shell("--save_ranking_to", "run.txt", "--save_text", "--depth", "3")
+    asked = [sys.executable, *command, "--depth", "3"]
+    done = subprocess.run(asked, cwd=vectors, env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "the ranking of 5 queries is in run.txt\n")
     assert len((vectors / "run.txt").read_text().splitlines()) == 15
-    bad = shell("--save_ranking_to", "run.txt", "--depth", "0")
-    assert (bad.returncode, bad.stderr) == (2, "error: --depth must be at least 1, not 0\n")
+    bad = forked.run([*command, "--depth", "0"], log=vectors / "log")
+    assert bad == (2, "error: --depth must be at least 1, not 0\n")

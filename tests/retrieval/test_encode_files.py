@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import forked
 import mortal_run
 import numpy as np
 import pytest
@@ -262,7 +263,7 @@ def test_a_process_killed_while_it_writes(tmp_path, command):
 
     def run(path: str, death: mortal_run.Death | None = None) -> int:
         arguments = [*command, "--encoded_save_path", tmp_path / path]
-        return mortal_run.end(mortal_run.start(arguments, log=tmp_path / "log", death=death, command="encode"))
+        return forked.end(mortal_run.start(arguments, log=tmp_path / "log", death=death, command="encode"))
 
     assert run("good/c.npy") == 0
     death = mortal_run.Death("os:replace", about="c-00002-of-00005.npy")  # all is written, but not renamed

@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from mortal_run import Death, end, start
+from forked import end
+from mortal_run import Death, start
 from transformers import AutoTokenizer
 
 from fastdense.modeling.load import load_retriever
