@@ -105,16 +105,16 @@ def test_import_is_lazy_and_quick():
         "before = time.process_time()\n"
         "import fastdense\n"
         "print(time.process_time() - before)\n"
-        "print([n for n in ('triton', 'transformers', 'datasets', 'jax', 'faiss', 'sentence_transformers')"
+        "print([n for n in ('triton', 'transformers', 'datasets', 'jax', 'faiss', 'matplotlib')"
         " if n in sys.modules])\n"
     )
-    seconds = []
     for _ in range(3):
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         taken, heavy = done.stdout.splitlines()
         assert heavy == "[]"
-        seconds.append(float(taken))
-    assert min(seconds) < 0.3
+        if float(taken) < 0.3:
+            return
+    raise AssertionError(f"import fastdense takes {taken} s of its own")
 
 
 def test_the_operators_do_not_need_a_gpu_or_its_libraries():
