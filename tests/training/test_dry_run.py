@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from fastdense.training import dry_run
 from fastdense.training.step import ContrastiveStep
 
 Train = Callable[..., Path]
@@ -49,6 +50,34 @@ def test_the_plan_of_a_plain_run_and_of_other_settings(plan: Callable[..., dict[
     assert "kept graphs" not in plain
     nothing_kept = plan("--grad_cache", "--gc_keep_graph_gib", "0", "--gradient_checkpointing", "--bf16")
     assert nothing_kept["kept graphs"].startswith("0 of ")
+
+
+def bytes_of(found: dict[str, str], line: str) -> int:
+    return int(re.findall(r"(\d+) bytes", found[line])[-1])
+
+
+def test_the_expected_peak_is_of_kept_graphs_or_of_a_chunk_that_runs_again(
+    plan: Callable[..., dict[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dry_run, "_size", lambda size: f"{size:.0f} bytes")
+    cached = ("--grad_cache", "--gc_tokens_per_chunk", "128", "--gc_keep_graph_gib")
+    nothing_kept, all_kept = plan(*cached, "0"), plan(*cached, "1")
+    chunk, kept = bytes_of(nothing_kept, "activations"), bytes_of(all_kept, "kept graphs")
+    assert kept > 2 * chunk > 0
+    more = bytes_of(all_kept, "expected peak") - bytes_of(nothing_kept, "expected peak")
+    assert more == pytest.approx(kept - chunk, abs=1)
+
+
+def test_chunks_that_follow_one_another_leave_holes_in_a_heap(
+    plan: Callable[..., dict[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dry_run, "_size", lambda size: f"{size:.0f} bytes")
+    one, several = plan(), plan("--grad_cache", "--gc_tokens_per_chunk", "128", "--gc_keep_graph_gib", "0")
+    assert "holes in the heap" not in one
+    holes = bytes_of(several, "holes in the heap")
+    assert holes == bytes_of(several, "activations")
+    more = bytes_of(several, "expected peak") - bytes_of(one, "expected peak")
+    assert more == pytest.approx(2 * holes - bytes_of(one, "activations"), abs=1)
 
 
 def kib_a_token(found: dict[str, str]) -> float:
