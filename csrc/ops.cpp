@@ -37,7 +37,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fastdense, m) {
       "Tensor query, Tensor passage, Tensor target, Tensor? label, Tensor scale, Tensor wanted, "
       "Tensor(a!) partials) -> ()");
   m.def("smooth_exponentials_(Tensor(a!) stored, Tensor target, Tensor? label, Tensor gain, Tensor share) -> ()");
-  // A contiguous float32 tensor, each value times 0 with probability p, else times 1 / (1 - p); the seed says which.
+  // A contiguous float32 or bfloat16 tensor, each value times 0 with probability p, else times 1 / (1 - p); the seed
+  // says which.
   m.def("dropout_native(Tensor input, float p, int seed, bool bfloat16=False) -> Tensor");
 }
 

@@ -57,6 +57,7 @@ Products::Products(const Problem& problem, const Plan& plan, const Kernels& kern
       target_(plan.chunk_rows),
       rows_by_block_(plan.chunk_rows),
       target_id_(plan.chunk_rows) {
+  // What fills up the last step of a panel is multiplied with zeros, and must not be nan.
   const int64_t written = ceil_div(plan.segment_columns, kernels.depth) * kPanel;
   for (int64_t panel = 0; gradients.wanted() && panel < plan.chunk_rows / kPanel; ++panel) {
     std::fill(weights(panel) + written, weights(panel) + panel_units_, 0);
