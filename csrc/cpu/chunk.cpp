@@ -114,11 +114,11 @@ RowResult Chunk::result_of(int64_t i) const {
 
 // Label smoothing lowers every column that takes part by the same share; rare enough for a pass of its own.
 void Chunk::smooth(const Segment& segment, const RowResult* results) {
-  const int64_t blocks = ceil_div(segment.count, kColumnBlock);
+  const int64_t block_columns = products_.block_columns(), blocks = ceil_div(segment.count, block_columns);
   on_threads(blocks, products_.count() * segment.count, [&](const auto& next) {
     for (int64_t block = next(); block >= 0; block = next()) {
-      const int64_t first = block * kColumnBlock;
-      const Segment columns{segment.first + first, std::min(kColumnBlock, segment.count - first)};
+      const int64_t first = block * block_columns;
+      const Segment columns{segment.first + first, std::min(block_columns, segment.count - first)};
       for (int64_t panel = 0; panel < products_.panels(); ++panel) smooth_columns(panel, columns, first, results);
     }
   });

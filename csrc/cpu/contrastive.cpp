@@ -47,7 +47,7 @@ Tensor empty(std::initializer_list<int64_t> shape, int32_t dtype = aoti_torch_dt
 
 void run(const Problem& problem, const Kernels& kernels, const Gradients& gradients, int64_t chunk_bytes,
          Hardest* hardest, RowResult* results) {
-  const Plan plan = make_plan(problem.rows, problem.columns, problem.width, kernels.depth, chunk_bytes);
+  const Plan plan = make_plan(problem.rows, problem.columns, problem.width, kernels, chunk_bytes);
   Chunk chunk(problem, plan, kernels, gradients, hardest);
   for (int64_t first = 0; first < problem.rows; first += plan.chunk_rows) {
     chunk.run(first, std::min(plan.chunk_rows, problem.rows - first), results + first);
@@ -57,7 +57,7 @@ void run(const Problem& problem, const Kernels& kernels, const Gradients& gradie
 // Half of the budget is for a chunk's gradients of scores, half for scores.
 void run_symmetric(const Problem& problem, const Kernels& kernels, const Gradients& gradients, int64_t chunk_bytes,
                    Hardest* hardest, RowResult* results) {
-  const Plan plan = make_plan(problem.rows, problem.columns, problem.width, kernels.depth, chunk_bytes / 2);
+  const Plan plan = make_plan(problem.rows, problem.columns, problem.width, kernels, chunk_bytes / 2);
   Symmetric(problem, plan, kernels, gradients, chunk_bytes / 2, hardest).run(results);
 }
 

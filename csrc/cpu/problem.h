@@ -34,7 +34,7 @@ struct Gradients {
 constexpr int64_t kFewQueries = 8;
 
 constexpr float kLog2E = 1.44269504088896F;
-constexpr int64_t kColumnBlock = 112;  // passages whose packed rows stay in the second-level cache
+constexpr int64_t kColumnBlock = 112;  // the most passages of a block: packed, they stay in the second-level cache
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
@@ -44,26 +44,35 @@ inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 // come from a pass of their own.
 struct Plan {
   int64_t chunk_rows;       // a multiple of kPanel
-  int64_t segment_columns;  // all of them, or a multiple of kColumnBlock
+  int64_t segment_columns;  // all of them, or a multiple of block_columns
+  int64_t block_columns;    // passages that are scored at a time, in a task of its own
 };
 
-inline Plan make_plan(int64_t rows, int64_t columns, int64_t width, int depth, int64_t chunk_bytes) {
+// Of few passages so few that threads find enough blocks: as the problem has it, not the number of threads, on which no
+// sum may depend.
+inline int64_t block_columns(int64_t columns, int tile_rows) {
+  constexpr int64_t kBlocks = 16;
+  return std::min(kColumnBlock, round_up(std::max<int64_t>(1, ceil_div(columns, kBlocks)), tile_rows));
+}
+
+inline Plan make_plan(int64_t rows, int64_t columns, int64_t width, const Kernels& kernels, int64_t chunk_bytes) {
   constexpr int64_t kOperandSize = 1 << 20;  // elements of the packed queries
   constexpr int64_t kFewRows = 128;
   const int64_t units = std::max<int64_t>(kPanel, chunk_bytes / 4);
   const int64_t most = std::max<int64_t>(kPanel, kOperandSize / std::max<int64_t>(1, width));
+  const int64_t block = block_columns(columns, kernels.tile_rows);
   const int64_t wanted = std::min(std::max<int64_t>(1, rows), most);
-  int64_t chunk = units / ceil_div(columns, depth);
+  int64_t chunk = units / ceil_div(columns, kernels.depth);
   int64_t segment = columns;
   if (chunk < std::min(wanted, kFewRows)) {
-    chunk = std::min(4 * kFewRows, units / ceil_div(kColumnBlock, depth));
+    chunk = std::min(4 * kFewRows, units / ceil_div(block, kernels.depth));
     chunk = std::max<int64_t>(kPanel, std::min(chunk, round_up(wanted, kPanel)) / kPanel * kPanel);
-    segment = std::max<int64_t>(1, units * depth / chunk / kColumnBlock) * kColumnBlock;
+    segment = std::max<int64_t>(1, units * kernels.depth / chunk / block) * block;
     segment = std::min(segment, columns);
   }
   chunk = std::max<int64_t>(kPanel, std::min(chunk, round_up(wanted, kPanel)) / kPanel * kPanel);
   const int64_t chunks = std::max<int64_t>(1, ceil_div(rows, chunk));
-  return {round_up(std::max<int64_t>(1, ceil_div(rows, chunks)), kPanel), segment};
+  return {round_up(std::max<int64_t>(1, ceil_div(rows, chunks)), kPanel), segment, block};
 }
 
 }  // namespace fastdense::cpu

@@ -9,6 +9,9 @@ namespace fastdense::cpu {
 namespace {
 
 constexpr int64_t kMostGroups = 256;
+// Of a float32 score, summed one after the other: what a longer chain adds to a large sum, it rounds away. The rounding
+// of bfloat16 is larger than either.
+constexpr int64_t kChainUnits = 128;
 constexpr int64_t kStepUnits = 256;  // of the inner dimension of the queries' gradients
 constexpr int64_t kMostWidth = 392;  // of the inputs in one task: with kStepUnits, half of the second-level cache
 constexpr int64_t kLeastWidth = 96;
@@ -27,7 +30,10 @@ int64_t units_of(int64_t elements, const Kernels& kernels) {
   return round_up(ceil_div(elements, kernels.depth), kernels.unit_step);
 }
 
-int64_t blocks_of_group(int64_t columns) { return ceil_div(ceil_div(columns, kColumnBlock), kMostGroups); }
+// A group is one or several blocks.
+int64_t columns_of_group(int64_t columns, int64_t block_columns) {
+  return ceil_div(ceil_div(columns, block_columns), kMostGroups) * block_columns;
+}
 
 }  // namespace
 
@@ -47,9 +53,11 @@ Products::Products(const Problem& problem, const Plan& plan, const Kernels& kern
       gradients_(gradients),
       few_(problem.rows <= kFewQueries),
       segment_columns_(plan.segment_columns),
+      block_columns_(plan.block_columns),
       panel_units_(units_of(plan.segment_columns, kernels) * kPanel),
       width_units_(units_of(problem.width, kernels)),
-      groups_(ceil_div(problem.columns, blocks_of_group(problem.columns) * kColumnBlock)),
+      group_columns_(columns_of_group(problem.columns, plan.block_columns)),
+      groups_(ceil_div(problem.columns, group_columns_)),
       weights_(gradients.wanted() ? plan.chunk_rows / kPanel * panel_units_ : 0),
       queries_(plan.chunk_rows * width_units_),
       weighted_queries_(gradients.passage ? plan.chunk_rows / kernels.depth * round_up(problem.width, kPanel) : 0),
@@ -112,16 +120,14 @@ void Products::add_gradients(const RowResult* results, const std::function<void(
 }
 
 void Products::score(const std::vector<int64_t>& panels, const Segment& segment, const VisitScores& visit) {
-  const int64_t group_blocks = ceil_div(problem_.columns, groups_ * kColumnBlock);
-  const int64_t group_columns = group_blocks * kColumnBlock;
   const double operations = 2.0 * panels.size() * kPanel * segment.count * problem_.width;
-  on_threads(ceil_div(segment.count, group_columns), operations, [&](const auto& next) {
+  on_threads(ceil_div(segment.count, group_columns_), operations, [&](const auto& next) {
     Scratch<uint32_t> packed(round_up(width_units_, kBlock) * kColumnBlock);
     Scratch<float> scores(kColumnBlock * kPanel), scratch(problem_.passage.scratch_size());
     for (int64_t group = next(); group >= 0; group = next()) {
-      const int64_t start = group * group_columns, end = std::min(start + group_columns, segment.count);
-      for (int64_t first = start; first < end; first += kColumnBlock) {
-        const Segment block{segment.first + first, std::min(kColumnBlock, end - first)};
+      const int64_t start = group * group_columns_, end = std::min(start + group_columns_, segment.count);
+      for (int64_t first = start; first < end; first += block_columns_) {
+        const Segment block{segment.first + first, std::min(block_columns_, end - first)};
         if (few_) {
           score_few(block, scores.data(), scratch.data());
         } else {
@@ -138,7 +144,14 @@ void Products::score(const std::vector<int64_t>& panels, const Segment& segment,
 
 void Products::score_panel(int64_t panel, const Segment& block, const uint32_t* packed, float* scores) {
   const uint32_t* queries = queries_.data() + panel * width_units_ * kPanel;
-  kernels_.multiply_blocks(block.count, {packed, kColumnBlock * kBlock, queries, width_units_, scores, kPanel, false});
+  const int64_t chain = kernels_.depth == 1 ? kChainUnits : width_units_;
+  int64_t first = 0;
+  do {  // once where there is no width, for the zeros
+    kernels_.multiply_blocks(block.count,
+                             {packed + first * kColumnBlock, kColumnBlock * kBlock, queries + first * kPanel,
+                              std::min(chain, width_units_ - first), scores, kPanel, first > 0});
+    first += chain;
+  } while (first < width_units_);
 }
 
 void Products::mask(const ScoredBlock& block, float* target_score) const {
@@ -168,12 +181,12 @@ void Products::pack_passages(const Segment& block, uint32_t* packed, float* scra
 
 // Rows in the order of their targets' blocks, and of their own within a block.
 void Products::sort_targets() {
-  const int64_t blocks = ceil_div(problem_.columns, kColumnBlock);
+  const int64_t blocks = ceil_div(problem_.columns, block_columns_);
   block_rows_.assign(blocks + 1, 0);
-  for (int64_t i = 0; i < count_; ++i) ++block_rows_[target_[i] / kColumnBlock + 1];
+  for (int64_t i = 0; i < count_; ++i) ++block_rows_[target_[i] / block_columns_ + 1];
   std::partial_sum(block_rows_.begin(), block_rows_.end(), block_rows_.begin());
   std::vector<int64_t> place(block_rows_.begin(), block_rows_.end() - 1);
-  for (int64_t i = 0; i < count_; ++i) rows_by_block_[place[target_[i] / kColumnBlock]++] = i;
+  for (int64_t i = 0; i < count_; ++i) rows_by_block_[place[target_[i] / block_columns_]++] = i;
 }
 
 std::vector<int64_t> Products::all_panels() const {
@@ -255,14 +268,14 @@ void Products::pack_passage_steps(const Segment& passages, const Segment& width,
 }
 
 void Products::multiply_queries(const Segment& segment, const RowResult* results, bool accumulate) {
-  const int64_t blocks = ceil_div(segment.count, kColumnBlock);
+  const int64_t blocks = ceil_div(segment.count, block_columns_);
   const double operations = 2.0 * panels_ * kPanel * segment.count * problem_.width;
   on_threads(blocks, operations, [&](const auto& next) {
     Scratch<uint32_t> packed(round_up(panels_at_once() * kPanel / kernels_.depth, kBlock) * kColumnBlock);
     Scratch<float> scratch(problem_.query.scratch_size());
     for (int64_t i = next(); i >= 0; i = next()) {
-      const int64_t first = i * kColumnBlock;
-      const Segment block{segment.first + first, std::min(kColumnBlock, segment.count - first)};
+      const int64_t first = i * block_columns_;
+      const Segment block{segment.first + first, std::min(block_columns_, segment.count - first)};
       if (few_) {
         multiply_queries_few(block, segment.first, results);
       } else {
@@ -319,7 +332,7 @@ void Products::multiply_queries_panels(const Segment& block, const Segment& pane
 
 // The rank-one terms of the targets, in float32, while the block lies in cache.
 void Products::add_target_gradients(const Segment& block, const RowResult* results, float* scratch) {
-  const int64_t index = block.first / kColumnBlock;
+  const int64_t index = block.first / block_columns_;
   for (int64_t k = block_rows_[index]; k < block_rows_[index + 1]; ++k) {
     const int64_t i = rows_by_block_[k];
     kernels_.add_scaled(results[i].target_gradient, problem_.query.get(first_row_ + i, scratch), problem_.width,

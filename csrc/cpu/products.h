@@ -59,6 +59,7 @@ class Products {
   int64_t first_row() const { return first_row_; }
   int64_t count() const { return count_; }
   int64_t panels() const { return panels_; }
+  int64_t block_columns() const { return block_columns_; }
   int64_t groups() const { return groups_; }
   int64_t target(int64_t i) const { return target_[i]; }
   int64_t target_id(int64_t i) const { return target_id_[i]; }
@@ -93,9 +94,11 @@ class Products {
   const Gradients gradients_;
   const bool few_;
   const int64_t segment_columns_;
+  const int64_t block_columns_;
   const int64_t panel_units_;  // of one panel's weights
   const int64_t width_units_;  // of a row of the inputs
-  const int64_t groups_;       // of columns
+  const int64_t group_columns_;
+  const int64_t groups_;
 
   Scratch<uint32_t> weights_;           // [panels][segment / depth][32]
   Scratch<uint32_t> queries_;           // [panels][width / depth][32]; of few queries [rows][width]
@@ -106,7 +109,7 @@ class Products {
   int64_t count_ = 0;
   int64_t panels_ = 0;
   std::vector<int64_t> target_;         // -1 in rows that only fill the last panel
-  std::vector<int64_t> rows_by_block_;  // rows in the order of their targets' blocks of kColumnBlock passages
+  std::vector<int64_t> rows_by_block_;  // rows in the order of their targets' blocks of passages
   std::vector<int64_t> block_rows_;     // where a block's rows begin among them
   std::vector<int64_t> target_id_;      // passage_id of the target
 };

@@ -178,11 +178,11 @@ float Symmetric::share(int64_t query, double taking_part) const {
 }
 
 void Symmetric::finish_columns(RowResult* results) {
-  const int64_t blocks = ceil_div(problem_.columns, kColumnBlock);
+  const int64_t blocks = ceil_div(problem_.columns, plan_.block_columns);
   on_threads(blocks, problem_.rows * 500.0, [&](const auto& next) {
     for (int64_t block = next(); block >= 0; block = next()) {
-      const int64_t end = std::min((block + 1) * kColumnBlock, problem_.columns);
-      for (int64_t j = block * kColumnBlock; j < end; ++j) finish_column(j, results);
+      const int64_t end = std::min((block + 1) * plan_.block_columns, problem_.columns);
+      for (int64_t j = block * plan_.block_columns; j < end; ++j) finish_column(j, results);
     }
   });
 }
@@ -243,11 +243,11 @@ void Symmetric::add_gradients(int64_t chunk, RowResult* results) {
         fill_block(block);
       });
     }
-    const int64_t blocks = ceil_div(segment.count, kColumnBlock);
+    const int64_t blocks = ceil_div(segment.count, plan_.block_columns);
     on_threads(blocks, 40.0 * segment.count * products_.count(), [&](const auto& next) {
       for (int64_t block = next(); block >= 0; block = next()) {
-        const int64_t offset = block * kColumnBlock, first = segment.first + offset;
-        const Segment columns{first, std::min(kColumnBlock, segment.count - offset)};
+        const int64_t offset = block * plan_.block_columns, first = segment.first + offset;
+        const Segment columns{first, std::min(plan_.block_columns, segment.count - offset)};
         for (int64_t panel = 0; panel < products_.panels(); ++panel) {
           fill_block({0, false, panel, columns, offset, kept(chunk, panel, first)});
         }
