@@ -53,6 +53,18 @@ def test_float32_gradients_are_within_two_millionths(implementation, oracle, dra
         assert error <= 2e-6 * expected.norm().clamp_min(scale / len(query) ** 0.5), name
 
 
+@pytest.mark.parametrize("scale", [1.0, 10.0])
+def test_wide_float32_scores_are_not_summed_in_one_long_chain(implementation, oracle, draw, relative_error, scale):
+    """Its rounding grows with the width, and a gradient has it times the scale: 6e-6 here, plain torch's 2e-6."""
+    query, passage = draw("trained", 32, 64, 4096)
+    exact = oracle(query, passage, scale=scale)
+    plain = oracle(query, passage, scale=scale, dtype=torch.float32)
+    result = contrastive_loss_and_grad(query, passage, scale=scale, implementation=implementation)
+    for name in exact._fields:
+        allowed = 1.25 * relative_error(getattr(plain, name), getattr(exact, name)) + 3e-7
+        assert relative_error(getattr(result, name), getattr(exact, name)) <= allowed, name
+
+
 def test_a_query_with_nothing_but_duplicates_of_its_target_learns_nothing(implementation, draw):
     result = contrastive_loss_and_grad(
         *draw("random", 9, 18, 16), scale=50.0, passage_id=torch.full((18,), 7), implementation=implementation
