@@ -1,4 +1,4 @@
-"""Time a linear layer's three float32 products on a CPU: torch's own library (MKL) against oneDNN.
+"""Time a linear layer's three float32 products on a CPU: torch's own library against oneDNN.
 
 python -m benches linears --threads 2
 
@@ -8,34 +8,16 @@ The shapes are those of a MiniLM and of a BERT-base layer; medians of runs that 
 import argparse
 import statistics
 import time
-from collections.abc import Callable
 
 import torch
-from torch import Tensor
 
 from benches.machine import device_name
+from fastdense.training.linears import Ways, products
 
 SHAPES = ((384, 384), (384, 1536), (1536, 384), (768, 768), (768, 3072), (3072, 768))
-Products = dict[str, Callable[[], Tensor]]
 
 
-def products(tokens: int, inner: int, outer: int) -> dict[str, Products]:
-    """For each product how either library computes it."""
-    torch.manual_seed(0)
-    inputs, weight, grad = torch.randn(tokens, inner), torch.randn(outer, inner), torch.randn(tokens, outer)
-
-    def onednn(left: Tensor, right: Tensor) -> Tensor:
-        """left @ right.T"""
-        return torch.ops.mkldnn._linear_pointwise(left, right, None, "none", [], "")
-
-    return {
-        "forward": {"MKL": lambda: inputs @ weight.T, "oneDNN": lambda: onednn(inputs, weight)},
-        "input's gradient": {"MKL": lambda: grad @ weight, "oneDNN": lambda: onednn(grad, weight.T)},
-        "weight's gradient": {"MKL": lambda: grad.T @ inputs, "oneDNN": lambda: onednn(grad.T, inputs.T)},
-    }
-
-
-def median_seconds(ways: Products, repeats: int) -> dict[str, float]:
+def median_seconds(ways: Ways, repeats: int) -> dict[str, float]:
     samples: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(repeats + 1):
         for name, way in ways.items():
@@ -60,7 +42,7 @@ def main() -> None:
             torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-4)
             seconds = median_seconds(ways, arguments.repeats)
             times = ", ".join(f"{library} {1e3 * own:.2f} ms" for library, own in seconds.items())
-            print(f"  {inner:4} x {outer:4} {name:18} {times}: oneDNN {seconds['MKL'] / seconds['oneDNN']:.2f} x")
+            print(f"  {inner:4} x {outer:4} {name:18} {times}: oneDNN {seconds['torch'] / seconds['oneDNN']:.2f} x")
 
 
 if __name__ == "__main__":

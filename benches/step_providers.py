@@ -26,6 +26,8 @@ from fastdense.modeling.load import load_retriever
 from fastdense.training.arguments import ContrastiveArguments, RetrieverTrainingArguments
 from fastdense.training.assemble import make_step
 from fastdense.training.cpu import settle_on_cpu
+from fastdense.training.linear_choice import measured_gains, worth_it
+from fastdense.training.linears import use_onednn
 from fastdense.training.parser import parse_arguments
 
 SCALE = 20.0
@@ -88,7 +90,10 @@ class Providers:
         """The same model as ``fastdense.train`` prepares it."""
         retriever = load_retriever(self.setting.model)
         if self.setting.device == "cpu":
-            settle_on_cpu(retriever, own_attention=True, own_dropout="--torch_compile" not in self.setting.flags)
+            compiled = "--torch_compile" in self.setting.flags
+            settle_on_cpu(retriever, own_attention=True, own_dropout=not compiled)
+            if self.setting.dtype == "float32" and not compiled:
+                use_onednn(retriever, worth_it(measured_gains(retriever)))
         return self._placed(retriever)
 
     @cached_property

@@ -21,6 +21,7 @@ from fastdense.modeling.encoder import Retriever
 from fastdense.retrieval.encode import TextTokenizer
 from fastdense.retrieval.texts import Text
 from fastdense.training.evaluation import Side
+from fastdense.training.linear_choice import LinearChoice
 from fastdense.training.trainer import RetrieverTrainer
 
 
@@ -34,6 +35,7 @@ class JaxTrainer(RetrieverTrainer):
     def __init__(self, retriever: Retriever, args: Any, step: StepSettings, **parts: Any) -> None:
         super().__init__(retriever, args, step, **parts)  # type: ignore[arg-type]
         retriever.requires_grad_(False)  # nothing is computed in it
+        self.remove_callback(LinearChoice)
         # ... and no gradients of its are exchanged between processes
         retriever._is_accelerate_prepared = True  # type: ignore[assignment]
         self.mesh = make_mesh()

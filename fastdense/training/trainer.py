@@ -22,6 +22,7 @@ from fastdense.retrieval.texts import Text
 from fastdense.training.arguments import RetrieverTrainingArguments
 from fastdense.training.checkpoints import CheckpointingTrainer
 from fastdense.training.evaluation import HeldOutSets, Side
+from fastdense.training.linear_choice import LinearChoice, may_choose
 from fastdense.training.progress import ProgressBar
 from fastdense.training.step import ContrastiveStep
 
@@ -72,6 +73,8 @@ class RetrieverTrainer(CheckpointingTrainer):
         self._steps_since_log = 0
         self._waited = 0.0
         self._last_log = time.perf_counter()
+        if may_choose(args):
+            self.add_callback(LinearChoice())
         if not args.disable_tqdm:
             self.remove_callback(ProgressCallback)
             self.add_callback(ProgressBar())
