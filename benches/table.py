@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
-NAME = "cpu-intel-xeon-amx"  # whose results the pages show
+NAME = "cpu-amd-epyc-zen4"  # whose results the pages show
 SHAPE = (4096, 8192, 768)
 DTYPES = ("float32", "bfloat16")
 START, END = "<!-- made by `python -m benches table` -->", "<!-- end of what it makes -->"
