@@ -55,15 +55,29 @@ MUTATIONS = [
     Mutation(
         "native: tail of the rows",
         "csrc/cpu/products.cpp",
-        "i += depth) {\n        const float* values[2]",
-        "i += depth) {\n        if (i + 1 == count_) continue;\n        const float* values[2]",
+        "i += depth) {\n        const void* values[2]",
+        "i += depth) {\n        if (i + 1 == count_) continue;\n        const void* values[2]",
         (ACCURACY,),
     ),
     Mutation(
         "native: tail of the columns",
         "csrc/cpu/products.cpp",
-        "    for_each_tile(block.count,",
-        "    for_each_tile(block.count / 8 * 8,",
+        "    kernels_.multiply_blocks(block.count,\n",
+        "    kernels_.multiply_blocks(block.count / 8 * 8,\n",
+        (ACCURACY,),
+    ),
+    Mutation(
+        "native: short chains",
+        "csrc/cpu/products.cpp",
+        "constexpr int64_t kChainUnits = 128;",
+        "constexpr int64_t kChainUnits = 1 << 20;",
+        (ACCURACY,),
+    ),
+    Mutation(
+        "native: blocks of few passages",
+        "csrc/cpu/products.cpp",
+        "target_[i] / block_columns_]++",
+        "target_[i] / kColumnBlock]++",
         (ACCURACY,),
     ),
     Mutation(
@@ -140,11 +154,16 @@ def main() -> None:
     if run("git", "diff", "--quiet", "HEAD", "--", "csrc", "fastdense"):
         raise SystemExit("csrc or fastdense differ from the last commit: commit first")
     for mutation in chosen:
-        if (ROOT / mutation.file).read_text().count(mutation.old) != 1:
+        if not applies(mutation):
             raise SystemExit(f"{mutation.name}: {mutation.file} no longer has {mutation.old!r} once")
     missed = [mutation.name for mutation in chosen if not noticed(mutation)]
     print(f"{len(chosen) - len(missed)} of {len(chosen)} mutations were noticed")
     raise SystemExit(f"not noticed: {', '.join(missed)}" if missed else 0)
+
+
+def applies(mutation: Mutation) -> bool:
+    """Whether its file still has what it changes, once."""
+    return (ROOT / mutation.file).read_text().count(mutation.old) == 1
 
 
 def noticed(mutation: Mutation) -> bool:
