@@ -12,7 +12,7 @@ REDUCTION = {"allreduce_": 1}
 
 def collectives_of(work: Callable[[], object]) -> dict[str, int]:
     """How often ``work`` calls each operator of ``torch.ops.c10d``."""
-    with profile(activities=[ProfilerActivity.CPU]) as recorded:
+    with profile(activities=[ProfilerActivity.CPU], acc_events=True) as recorded:
         work()
     events = {event.key: event.count for event in recorded.key_averages()}
     return {name.removeprefix("c10d::"): count for name, count in events.items() if name.startswith("c10d::")}

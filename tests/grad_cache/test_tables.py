@@ -120,7 +120,7 @@ def test_sums_of_a_bfloat16_table_are_rounded_once() -> None:
 
 
 def dense_gradients(run: Callable[[], None]) -> int:
-    with profile() as found:
+    with profile(acc_events=True) as found:
         run()
     return sum(event.count for event in found.key_averages() if event.key == "aten::embedding_dense_backward")
 

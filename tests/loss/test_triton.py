@@ -40,10 +40,12 @@ TOO_SLOW = ["test_options and triton-1-", "same_bits"]
 def test_the_interpreter(left_out):
     pytest.importorskip("triton")
     chosen = "triton and not (" + " or ".join(f"({cases})" for cases in left_out) + ")"
-    # The interpreter computes with numpy, which warns where a kernel relies on inf and nan.
-    command = [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", "-W", "ignore::RuntimeWarning"]
+    command = [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider"]
+    # The interpreter computes with numpy, which warns where a kernel relies on inf and nan; Triton 3.6, of torch 2.10,
+    # reads numbers from arrays in a way that numpy is giving up (and has given up in 2.4: there this test fails).
+    ignored = ["-W", "ignore::RuntimeWarning", "-W", "ignore:Conversion of an array:DeprecationWarning"]
     done = subprocess.run(
-        [*command, "-k", chosen, *(str(FOLDER / name) for name in FILES)],
+        [*command, *ignored, "-k", chosen, *(str(FOLDER / name) for name in FILES)],
         env=os.environ | {"TRITON_INTERPRET": "1"},
         capture_output=True,
         text=True,

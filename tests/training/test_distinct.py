@@ -60,7 +60,7 @@ def test_what_the_host_knows_stays_on_the_host(batch, monkeypatch):
     """From a loader's worker through pinning to the device: tensors move, and nothing else does."""
     from torch.utils.data._utils.pin_memory import pin_memory
 
-    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor.clone())  # the real one needs a GPU
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor, *_: tensor.clone())  # the real one needs a GPU
     moved = send_to_device(pin_memory(pickle.loads(pickle.dumps(batch)), "cpu"), torch.device("meta"))
     assert moved["query"]["input_ids"].is_meta
     assert moved["rows"] == batch["rows"]

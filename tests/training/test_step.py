@@ -1,5 +1,7 @@
 """The cached step against the plain one, copies and kept graphs included."""
 
+import inspect
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -148,7 +150,9 @@ def one_rank(tmp_path):
 @pytest.mark.parametrize("cache", [None, CacheSettings(40)], ids=["plain", "cached"])
 @pytest.mark.parametrize("mask_duplicates", [False, True])
 def test_a_step_s_only_collectives_are_the_exchange_and_one_reduction(one_rank, cache, mask_duplicates):
-    model, batch = DistributedDataParallel(make_retriever(), forward_sync_buffers=False), make_batch(copies=True)
+    options = inspect.signature(DistributedDataParallel).parameters
+    sync_buffers = "forward_sync_buffers" if "forward_sync_buffers" in options else "broadcast_buffers"  # torch 2.10
+    model, batch = DistributedDataParallel(make_retriever(), **{sync_buffers: False}), make_batch(copies=True)
     step = ContrastiveStep(2.0, mask_duplicates=mask_duplicates, cache=cache, negatives_x_device=True)
     for _ in range(3):  # in its second step DistributedDataParallel sorts its buckets
         found = collectives_of(lambda: step(model, batch).loss.backward())
