@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from fastdense.grad_cache.keeping import GraphBudget
 from fastdense.grad_cache.memory import is_out_of_memory
 from fastdense.grad_cache.state import AutocastState, RandomState
-from fastdense.grad_cache.stream import Batch, Chunk, Side, Stream
+from fastdense.grad_cache.stream import Batch, Chunk, Side, SortedOrder, Stream
 from fastdense.grad_cache.tables import TableGradients
 
 Outputs = Sequence[Tensor | None]
@@ -86,7 +86,10 @@ def cached_forward(
     calls = _Calls(model, streams, GraphBudget(0) if graphs is None else graphs)
     # Autograd records a function only if one of its inputs wants a gradient.
     anchor = torch.zeros((), requires_grad=True)
-    query_vectors, passage_vectors = _Replayed.apply(anchor, calls)
+    vectors = _Replayed.apply(anchor, calls)
+    query_vectors, passage_vectors = (
+        side for stream, own in zip(streams, vectors, strict=True) for side in _Apart.apply(own, stream.order)
+    )
     tokens = sum(stream.tokens for stream in streams)
     return CachedForward(query_vectors, passage_vectors, tokens, calls.padded_tokens)
 
@@ -126,23 +129,33 @@ class _Calls:
         self.padded_tokens = sum(call.padded_tokens for call in self._calls)
 
     def run(self) -> tuple[Tensor, ...]:
-        """First pass: the representations [N, D] and [M, D]."""
-        outputs: list[list[Tensor]] = [[] for _ in self._streams]
+        """First pass: the representations of each stream in the order of its chunks, [rows, D]."""
+        vectors: list[Tensor | None] = [None for _ in self._streams]
         self._graphs.start()
         with torch.no_grad(), self._no_reduction():
             for call in self._calls:
                 call.random_state = RandomState.capture(self._device_type)
-                for own, output in zip(outputs, self._first_run(call), strict=True):
-                    if output is not None:
-                        own.append(output.detach())
+                self._write(self._first_run(call), call, vectors)
         # In torch 2.10 it now holds weights that were cast without a graph; a replay would lose their gradients.
         torch.clear_autocast_cache()
-        return tuple(side for stream, own in zip(self._streams, outputs, strict=True) for side in stream.in_order(own))
+        return tuple(own for own in vectors if own is not None)
 
-    def replay(self, *gradients: Tensor) -> None:
-        """Second pass: the backward of each call, which runs again, with a graph, if it has kept none."""
-        sides = [gradients] if len(self._streams) == 1 else [(gradient,) for gradient in gradients]
-        wanted = [stream.sort(side) for stream, side in zip(self._streams, sides, strict=True)]
+    def _write(self, outputs: Outputs, call: _Call, vectors: list[Tensor | None]) -> None:
+        """Copy a call's outputs to their places: each by itself would pin the memory of its chunk until the last."""
+        for index, (output, chunk) in enumerate(zip(outputs, call.chunks, strict=True)):
+            if output is None or chunk is None:
+                continue
+            own = vectors[index]
+            if own is None:
+                own = vectors[index] = output.new_empty(self._streams[index].rows, *output.shape[1:])
+            own[chunk.rows] = output.detach()
+
+    def replay(self, *wanted: Tensor) -> None:
+        """Second pass: the backward of each call, which runs again, with a graph, if it has kept none.
+
+        Args:
+            wanted: the gradients of :meth:`run`'s results.
+        """
         with RandomState.kept(self._device_type), torch.enable_grad(), self._autocast.restored():
             with self._no_reduction():
                 for call in self._calls[:-1]:
@@ -228,12 +241,29 @@ class _Replayed(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, query_grad: Tensor, passage_grad: Tensor) -> tuple[None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None]:
         if ctx.calls is None:
             raise RuntimeError("a cached forward pass can be differentiated once: run it again for another backward")
         calls, ctx.calls = ctx.calls, None
-        calls.replay(query_grad, passage_grad)
+        calls.replay(*gradients)
         return None, None
+
+
+class _Apart(torch.autograd.Function):
+    """A stream's representations by side.
+
+    A function of its own: autograd lets go of what its backward gets before it calls that of :class:`_Replayed`.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, vectors: Tensor, order: SortedOrder) -> tuple[Tensor, ...]:
+        ctx.order = order
+        return tuple(order.apart(vectors))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return ctx.order.sort(gradients), None
 
 
 def _in_turn(chunks: Sequence[Sequence[Chunk]]) -> list[tuple[Chunk | None, ...]]:

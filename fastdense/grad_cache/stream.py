@@ -51,16 +51,38 @@ class Chunk:
         return (self.rows.stop - self.rows.start) * self.width
 
 
+@dataclass(frozen=True)
+class SortedOrder:
+    """The order in which the chunks take the rows of all sides."""
+
+    places: Sequence[Tensor]
+    """of each side's rows among the sorted ones"""
+
+    def apart(self, vectors: Tensor) -> list[Tensor]:
+        """[rows, D] for each side in the order of its rows, from the sorted vectors of all."""
+        return [vectors.index_select(0, places) for places in self.places]
+
+    def sort(self, sides: Sequence[Tensor]) -> Tensor:
+        """The way back from :meth:`apart`."""
+        vectors = sides[0].new_empty(sum(map(len, sides)), *sides[0].shape[1:])
+        for side, places in zip(sides, self.places, strict=True):
+            vectors.index_copy_(0, places, side)
+        return vectors
+
+
 class Stream:
     """The rows of one or several sides, sorted by length and cut into chunks.
 
     Attributes:
         chunks: longest rows first.
+        order: theirs, whose sorted rows a chunk's ``rows`` cut.
+        rows: their number.
         tokens: of all rows, without padding.
     """
 
     def __init__(self, sides: Sequence[Side], max_tokens: int | None) -> None:
         rows = [len(side.batch["attention_mask"]) for side in sides]
+        self.rows = sum(rows)
         spans = torch.cat([side.spans() for side in sides])
         lengths = (spans[:, 1] - spans[:, 0]).clamp(min=0)
         self.tokens = int(lengths.sum())
@@ -68,12 +90,12 @@ class Stream:
         order = torch.cat(planned)
         device = sides[0].batch["attention_mask"].device
         self.device_type = device.type
-        self._order = to_device(order, device)
-        self._places = to_device(order.argsort(), device).split(rows)
+        self.order = SortedOrder(to_device(order.argsort(), device).split(rows))
         # Sorted once, on the device: a chunk is then a slice, and nothing is sent to the device for it.
         merged = _concatenate([side.batch for side in sides])
         self._mask_shape = merged["attention_mask"].shape
-        self._inputs = {name: tensor.index_select(0, self._order) for name, tensor in merged.items()}
+        on_device = to_device(order, device)
+        self._inputs = {name: tensor.index_select(0, on_device) for name, tensor in merged.items()}
         self.chunks = _chunks(planned, spans)
 
     def take(self, chunk: Chunk | None) -> dict[str, Tensor] | None:
@@ -85,15 +107,6 @@ class Stream:
             name: tensor[:, chunk.columns].contiguous() if self._inputs[name].shape[:2] == self._mask_shape else tensor
             for name, tensor in taken.items()
         }
-
-    def in_order(self, outputs: Sequence[Tensor]) -> list[Tensor]:
-        """The outputs of all chunks in the order of the rows, [rows, D] for each side."""
-        merged = torch.cat(list(outputs))
-        return [merged.index_select(0, places) for places in self._places]
-
-    def sort(self, gradients: Sequence[Tensor]) -> Tensor:
-        """The gradients of :meth:`in_order`'s outputs in the order of the chunks, whose ``rows`` cut them."""
-        return torch.cat(list(gradients)).index_select(0, self._order)
 
 
 def to_device(indices: Tensor, device: torch.device) -> Tensor:

@@ -45,9 +45,9 @@ def test_two_sides_share_chunks_and_come_back_apart(make_batch):
     rows = Stream([side(query, name="query"), side(passage, name="passage")], 30)
     outputs = [rows.take(chunk)["input_ids"].sum(1, keepdim=True) for chunk in rows.chunks]
     expected = [batch["input_ids"].sum(1, keepdim=True) for batch in (query, passage)]
-    for found, wanted in zip(rows.in_order(outputs), expected, strict=True):
+    for found, wanted in zip(rows.order.apart(torch.cat(outputs)), expected, strict=True):
         assert torch.equal(found, wanted)
-    sorted_again = rows.sort(expected)
+    sorted_again = rows.order.sort(expected)
     for chunk, output in zip(rows.chunks, outputs, strict=True):
         assert torch.equal(sorted_again[chunk.rows], output)
         assert chunk.padded_tokens <= 30
