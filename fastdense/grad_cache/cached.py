@@ -131,10 +131,12 @@ class _Calls:
     def run(self) -> tuple[Tensor, ...]:
         """First pass: the representations of each stream in the order of its chunks, [rows, D]."""
         vectors: list[Tensor | None] = [None for _ in self._streams]
+        random_state = torch.get_rng_state()
+        states = random_state.new_empty(len(self._calls), len(random_state))
         self._graphs.start()
         with torch.no_grad(), self._no_reduction():
-            for call in self._calls:
-                call.random_state = RandomState.capture(self._device_type)
+            for call, state in zip(self._calls, states, strict=True):
+                call.random_state = RandomState.capture(self._device_type).stored_in(state)
                 self._write(self._first_run(call), call, vectors)
         # In torch 2.10 it now holds weights that were cast without a graph; a replay would lose their gradients.
         torch.clear_autocast_cache()
