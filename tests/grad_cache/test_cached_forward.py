@@ -1,6 +1,7 @@
 """The cached step against the plain one."""
 
 import contextlib
+import gc
 import weakref
 from collections.abc import Callable, Mapping
 
@@ -257,6 +258,40 @@ def test_no_graph_outlives_its_call(make_retriever, make_batch):
     assert at_start == [0] * 12
     assert at_end[:6] == [0] * 6
     assert min(at_end[6:]) > 0
+
+
+def tensors() -> list[Tensor]:
+    return [found for found in gc.get_objects() if type(found) is Tensor]
+
+
+def test_the_first_pass_leaves_nothing_between_its_chunks(make_retriever, make_batch):
+    """Small blocks there would leave no room for the tensors of later chunks."""
+    blocks = []
+
+    def count(retriever, *_: object) -> None:
+        retriever.outputs.clear()
+        blocks.append(len({tensor.untyped_storage().data_ptr() for tensor in tensors()}))
+
+    retriever = make_retriever()
+    retriever.register_forward_pre_hook(count)
+    cached_forward(retriever, make_batch(10, 8), make_batch(20, 12), **ROWS, one_encoder=True)
+    assert len(blocks) > 4
+    assert len(set(blocks[1:])) == 1  # the first chunk makes room for all representations
+
+
+def test_the_replay_finds_one_copy_of_the_gradients(make_retriever, make_batch, attached_loss):
+    rows = []
+    retriever = make_retriever()
+    cached = cached_forward(retriever, make_batch(10, 8), make_batch(20, 12), **ROWS, one_encoder=True)
+    width = cached.query.shape[1]
+    loss = attached_loss(retriever, cached.query, cached.passage)
+    del cached
+    retriever.register_forward_pre_hook(
+        lambda *_: rows.append({len(tensor) for tensor in tensors() if tensor.shape[1:] == (width,)})
+    )
+    loss.backward()
+    assert rows
+    assert all(30 in alive and not alive & {10, 20} for alive in rows)
 
 
 def test_inputs_are_let_go_after_the_backward(make_retriever, make_batch, attached_loss, monkeypatch):
