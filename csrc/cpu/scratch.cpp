@@ -39,11 +39,12 @@ class KeptBlocks {
     return nullptr;
   }
 
+  // A block too large to keep is that of a call so long that clearing pages does not show: then none is kept.
   void put(void* data, size_t bytes) {
     const std::lock_guard<std::mutex> lock(mutex_);
     blocks_.push_front({data, bytes});
     total_ += bytes;
-    for (; total_ > kMostKept; blocks_.pop_back()) {
+    for (const size_t most = bytes > kMostKept ? 0 : kMostKept; total_ > most; blocks_.pop_back()) {
       total_ -= blocks_.back().bytes;
       std::free(blocks_.back().data);
     }
@@ -74,7 +75,7 @@ void* take_memory(size_t bytes) {
 }
 
 void return_memory(void* data, size_t bytes) {
-  if (bytes < kLarge || bytes > kMostKept) return std::free(data);
+  if (bytes < kLarge) return std::free(data);
   kept_blocks().put(data, bytes);
 }
 
