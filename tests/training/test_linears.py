@@ -101,8 +101,8 @@ def test_all_products_are_measured() -> None:
     assert gains(Counter()) == {}
 
 
-def test_what_could_be_noise_is_not_worth_it() -> None:
-    assert worth_it({"outputs": 1.2, "input gradients": 1.04, "weight gradients": 0.5}) == ["outputs"]
+def test_a_tenth_is_not_worth_it() -> None:
+    assert worth_it({"outputs": 1.3, "input gradients": 1.1, "weight gradients": 0.5}) == ["outputs"]
 
 
 @pytest.fixture
