@@ -1,12 +1,11 @@
 """Which library makes the products of float32 linear layers on this CPU: measured before the first step.
 
 oneDNN is twice as fast as torch's own library on a Zen 5 and a tenth faster on a Zen 4, which is too little to choose
-it, and slower on a Zen 3 and on Intel's Xeons. Its sums differ in their last bits, so a run that goes on from a checkpoint keeps to the choice that it
-was started with.
+it, and slower on a Zen 3 and on Intel's Xeons. Its sums differ in their last bits, so a run that goes on from a
+checkpoint keeps to the choice that it was started with.
 """
 
 import logging
-import statistics
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -31,7 +30,7 @@ _LEAST_GAIN = 1.25
 
 def gains(shapes: Counter[tuple[int, int]]) -> dict[Product, float]:
     """How many times as fast oneDNN makes each product as torch's own library, in layers of ``{(inner, outer): how
-    many}``; medians of turns that either library takes."""
+    many}``; of the quickest of several turns: other programs' work only slows one."""
     ways = {
         (shape, product, library): way
         for shape in shapes
@@ -50,7 +49,7 @@ def gains(shapes: Counter[tuple[int, int]]) -> dict[Product, float]:
             break
     seconds: dict[tuple[Product, Library], float] = {}
     for (shape, product, library), own in samples.items():
-        seconds[product, library] = seconds.get((product, library), 0.0) + shapes[shape] * statistics.median(own)
+        seconds[product, library] = seconds.get((product, library), 0.0) + shapes[shape] * min(own)
     return {product: seconds[product, "torch"] / seconds[product, "oneDNN"] for product, _ in seconds}
 
 
