@@ -8,8 +8,8 @@ checkpoint keeps to the choice that it was started with.
 import logging
 import time
 from collections import Counter
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from accelerate.utils import broadcast_object_list
 from torch import nn
@@ -20,12 +20,31 @@ from fastdense.training.linears import Library, Product, large_layers, onednn_mi
 
 logger = logging.getLogger(__name__)
 
+Key = TypeVar("Key")
+
 _TOKENS = 1024  # of a chunk, by default
 _MOST_SHAPES = 3  # those with the most operations
 _TURNS = (3, 9)
 _SECONDS = 2.0  # that more than the least number of turns may take
 # A tenth, as on a Zen 4, is 2 % of a step, and oneDNN keeps the kernels of every shape of chunk: 50 MiB and more.
 _LEAST_GAIN = 1.25
+
+
+def timed(
+    ways: Mapping[Key, Callable[[], object]], least: int, most: int, seconds: float = 0.0
+) -> dict[Key, list[float]]:
+    """The seconds that each of several ways took in its turns: ``least``, and up to ``most`` while ``seconds`` last."""
+    samples: dict[Key, list[float]] = {key: [] for key in ways}
+    end = time.perf_counter() + seconds
+    for turn in range(most + 1):
+        for key, way in ways.items():
+            start = time.perf_counter()
+            way()
+            if turn:  # the first one warms up
+                samples[key].append(time.perf_counter() - start)
+        if turn >= least and time.perf_counter() > end:
+            break
+    return samples
 
 
 def gains(shapes: Counter[tuple[int, int]]) -> dict[Product, float]:
@@ -37,18 +56,8 @@ def gains(shapes: Counter[tuple[int, int]]) -> dict[Product, float]:
         for product, own in products(_TOKENS, *shape).items()
         for library, way in own.items()
     }
-    samples: dict[Any, list[float]] = {key: [] for key in ways}
-    end = time.perf_counter() + _SECONDS
-    for turn in range(_TURNS[1] + 1):
-        for key, way in ways.items():
-            start = time.perf_counter()
-            way()
-            if turn:  # the first one warms up
-                samples[key].append(time.perf_counter() - start)
-        if turn >= _TURNS[0] and time.perf_counter() > end:
-            break
     seconds: dict[tuple[Product, Library], float] = {}
-    for (shape, product, library), own in samples.items():
+    for (shape, product, library), own in timed(ways, *_TURNS, _SECONDS).items():
         seconds[product, library] = seconds.get((product, library), 0.0) + shapes[shape] * min(own)
     return {product: seconds[product, "torch"] / seconds[product, "oneDNN"] for product, _ in seconds}
 

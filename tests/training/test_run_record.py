@@ -70,7 +70,8 @@ def test_the_run_is_told_and_run_yaml_repeats_it_bit_for_bit(train_tiny: Train, 
     assert min(told["examples_per_second"], told["duration_seconds"]) > 0
     assert (first / "training_curve.png").read_bytes().startswith(PNG)
     facts = json.loads((first / "environment.json").read_text())
-    assert torch.__version__.startswith(facts["versions"]["torch"])  # without +cu128 where PyPI built it
+    # without +cu128 where PyPI built it
+    assert facts["versions"]["torch"] in (torch.__version__, torch.__version__.partition("+")[0])
     assert facts["processes"] == 1
     assert "hf_secret" not in (first / "environment.json").read_text()
 
