@@ -11,7 +11,7 @@ plain float32 autograd: one that is wrong shows its error and no speed. Then the
 provider was. "padding" is the share of padding in what the encoder ran on. The peak is what two steps add to a process
 of their own, which holds the model, its gradients and the batch already; ``--repeats 0`` measures nothing else,
 ``--no-memory`` leaves it out.
-Batches beyond ``--uncached_batch`` are not given to providers that keep the activations of the whole batch.
+Providers that keep the activations of the whole batch are left out where these would not fit into memory.
 """
 
 import argparse
@@ -39,8 +39,10 @@ from benches.machine import device_name, peak_mib
 from benches.step_inputs import built_in_data, read_examples, write_model
 from benches.step_providers import Provider, Providers, Setting
 from fastdense.data.training_set import Example
+from fastdense.grad_cache.memory import activation_bytes, available_bytes
 
 ROOT = Path(__file__).parent.parent
+MOST_OF_MEMORY = 0.8  # a backward pass takes some more than what it has been left
 # An error above this is a wrong gradient and not rounding.
 LARGEST_ERROR = {"float32": 1e-3, "bfloat16": 1e-1}
 BASE = "sentence-transformers"
@@ -103,6 +105,19 @@ def error_of(found: dict[str, Tensor], reference: dict[str, Tensor]) -> float:
     squares = torch.stack([(found[name] - true).double().square().sum() for name, true in reference.items()])
     norms = torch.stack([true.double().square().sum() for true in reference.values()])
     return float((squares.sum() / norms.sum()).sqrt())
+
+
+def activations(provider: Provider, examples: Sequence[Example], device: str) -> float:
+    """Bytes that a query and its passages hold until the backward pass, in a provider without a cache."""
+    inputs = provider.prepare(examples)
+    _graph, size = activation_bytes(lambda: provider.model(query=inputs["query"], passage=inputs["passage"]), device)
+    return size / len(examples)
+
+
+def memory(device: str) -> float:
+    """Bytes that are to be had; without end where the system does not say."""
+    available = available_bytes(torch.device(device).type)
+    return float("inf") if available is None else available
 
 
 def once(provider: Provider, inputs: Any) -> float:
@@ -186,18 +201,19 @@ def compare(arguments: argparse.Namespace, prepared: Path, rows_file: Path) -> l
         print(f"  {name:34}  wrong: error {errors[name]:.1e}")
 
     results = []
+    held = {name: 0 if one.cached else activations(one, small, arguments.device) for name, one in providers.items()}
     for batch in arguments.batch:
-        fits = batch <= arguments.uncached_batch
-        chosen = {
-            name: provider for name, provider in providers.items() if name not in wrong and (provider.cached or fits)
-        }
+        too_large = [name for name in names if held[name] * batch > MOST_OF_MEMORY * memory(arguments.device)]
+        chosen = {name: one for name, one in providers.items() if name not in (*wrong, *too_large)}
         rows = {name: Row(name, errors[name]) for name in chosen}
         if arguments.repeats:
             examples = examples_of(arguments, prepared, rows_file, batch)
             measure_times(chosen, examples, rows, arguments.repeats)
         for name in chosen if arguments.memory else ():
             rows[name].peak_mib = peak_in_own_process(name, batch, prepared)
-        print(f"batch {batch}" + ("" if fits else ", not run without a cache: more than --uncached_batch"))
+        print(f"batch {batch}")
+        for name in too_large:
+            print(f"  {name:34}  not run: the batch's activations take {held[name] * batch / 2**30:.1f} GiB")
         print("\n".join(map(show, rows.values())), flush=True)
         results.append({"batch": batch, "rows": [asdict(row) for row in rows.values()]})
     return results
@@ -244,7 +260,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--flags", default="", help='of fastdense.train, for its cached step: "--gc_p_chunk_size 64"')
     parser.add_argument("--st_tokens", type=int, nargs="*", default=[1024, 4096],
                         help="values of sentence-transformers' mini_batch_num_tokens to try")  # fmt: skip
-    parser.add_argument("--uncached_batch", type=int, default=256, help="most queries at once without a cache")
     parser.add_argument("--check_batch", type=int, default=32, help="queries whose gradients are compared")
     parser.add_argument("--dtype", choices=sorted(LARGEST_ERROR), default="float32")
     parser.add_argument("--device", default="cpu")

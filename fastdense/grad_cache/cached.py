@@ -218,15 +218,16 @@ class _Calls:
                 roots.append(output)
                 gradients.append(grad[chunk.rows])
         if call is self._calls[-1]:
-            roots += self._tables.sums.keys()
-            gradients += [total.to(table.dtype) for table, total in self._tables.sums.items()]
+            others = self._tables.take_the_others()
+            roots += others.keys()
+            gradients += others.values()
         with self._summing_tables(call):  # activation checkpointing looks up again
             torch.autograd.backward(roots, gradients)
 
     def _summing_tables(self, call: _Call) -> contextlib.AbstractContextManager[Any]:
-        """For all calls but the last one, whose backward pass takes the sums along: each table gets one gradient."""
+        """Each table gets one gradient, in the last call's backward pass."""
         last = call is self._calls[-1]
-        return contextlib.nullcontext() if last or self._compiled else self._tables.collecting()
+        return contextlib.nullcontext() if self._compiled else self._tables.collecting(last=last)
 
     def _no_reduction(self) -> contextlib.AbstractContextManager[None]:
         """DistributedDataParallel's no_sync(), for a model that has it."""

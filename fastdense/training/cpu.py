@@ -5,7 +5,7 @@ import logging
 from torch import nn
 
 from fastdense.training.dropout import use_cpu_dropout
-from fastdense.training.freed_memory import keep_freed_memory
+from fastdense.training.freed_memory import reuse_freed_memory
 
 logger = logging.getLogger(__name__)
 
@@ -18,7 +18,7 @@ def settle_on_cpu(model: nn.Module, *, own_attention: bool, own_dropout: bool) -
         own_attention: nobody has asked for an implementation of attention by name.
         own_dropout: False for a model that torch.compile will see.
     """
-    keep_freed_memory()
+    reuse_freed_memory()
     if not own_dropout:
         return
     reason = use_cpu_dropout(model, own_attention)

@@ -1,15 +1,18 @@
-"""What the C library does with the memory that a step frees."""
+"""What becomes of the memory that a step frees."""
 
 import os
 import subprocess
 import sys
 
 import pytest
+import torch
+
+from fastdense.training import freed_memory
 
 TWO_STEPS = """
 import resource
 import torch
-from fastdense.training.freed_memory import keep_freed_memory
+from fastdense.training import freed_memory
 {call}
 
 def step():
@@ -25,17 +28,88 @@ print(faults())
 """
 
 
-def faults_of_a_second_step(call: str, **environment: str) -> int:
-    chosen = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
-    variables = {name: value for name, value in os.environ.items() if name not in chosen}
-    command = [sys.executable, "-c", TWO_STEPS.format(call=call)]
+# Sixty layers, each with a tensor that lives on, one that does not, and small ones.
+FORWARD_PASS = """
+import torch
+from fastdense.training import freed_memory
+{call}
+
+def resident_mib():
+    lines = open("/proc/self/status").read().splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith("VmRSS"))) >> 10
+
+kept = []
+before = resident_mib()
+for _ in range(60):
+    freed = torch.ones(1024, 384)
+    kept.append(torch.ones(1024, 384))
+    kept += [torch.ones(1) for _ in range(20)]
+    del freed
+print(resident_mib() - before)
+"""
+
+REUSE = "freed_memory.reuse_freed_memory()"
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc is Linux's")
+
+
+def printed_by(program: str, **environment: str) -> int:
+    variables = {name: value for name, value in os.environ.items() if name not in freed_memory.CHOSEN_BY_THE_USER}
+    command = [sys.executable, "-c", program]
     done = subprocess.run(command, env={**variables, **environment}, check=True, capture_output=True, text=True)
     return int(done.stdout)
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc is Linux's")
+def faults_of_a_second_step(call: str, **environment: str) -> int:
+    return printed_by(TWO_STEPS.format(call=call), **environment)
+
+
 def test_a_second_step_finds_the_memory_of_the_first() -> None:
     pages = 200 * 2**20 // 4096
     assert faults_of_a_second_step("") > pages / 2  # else this test shows nothing
-    assert faults_of_a_second_step("keep_freed_memory()") < pages / 10
-    assert faults_of_a_second_step("keep_freed_memory()", MALLOC_TRIM_THRESHOLD_="131072") > pages / 2
+    assert faults_of_a_second_step(REUSE) < pages / 10
+    assert faults_of_a_second_step(REUSE, MALLOC_TRIM_THRESHOLD_="131072") > pages / 2
+
+
+def test_a_freed_tensor_leaves_room_for_another_of_its_size() -> None:
+    held = 60 * 1024 * 384 * 4 >> 20
+    keep_only = "import ctypes; libc = ctypes.CDLL(None); libc.mallopt(-1, -1); libc.mallopt(-3, 1 << 25)"
+    assert printed_by(FORWARD_PASS.format(call=keep_only)) > 1.8 * held  # else this test shows nothing
+    assert held <= printed_by(FORWARD_PASS.format(call=REUSE)) < 1.2 * held
+
+
+TENSORS = """
+import torch
+from fastdense.training import freed_memory
+freed_memory.reuse_freed_memory()
+sizes = [1, 3, 64, 65, 4095, 1 << 20]
+assert all(torch.empty(size, dtype=torch.uint8).data_ptr() % 64 == 0 for size in sizes)
+assert torch.empty(0).data_ptr() == 0
+assert torch.ones(3).resize_(1000).fill_(2).sum() == 2000
+assert torch.arange(5).share_memory_().tolist() == [0, 1, 2, 3, 4]
+try:
+    torch.empty(1 << 50)
+except RuntimeError as error:
+    from fastdense.grad_cache.memory import is_out_of_memory
+    assert is_out_of_memory(error), error
+else:
+    raise AssertionError("a petabyte")
+from torch.profiler import profile
+with profile(profile_memory=True) as found:
+    torch.ones(1 << 20)
+assert max(event.self_cpu_memory_usage for event in found.key_averages()) == 4 << 20
+print(0)
+"""
+
+
+def test_tensors_are_as_before() -> None:
+    """Aligned, empty, resized, shared, too large, and seen by the profiler."""
+    assert printed_by(TENSORS) == 0
+
+
+def test_another_torch_keeps_its_own_memory(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """Its allocator need not look as it did when fastdense was built. No other torch is at hand: this one says so."""
+    for name in freed_memory.CHOSEN_BY_THE_USER:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(torch, "__version__", "99.1.0")
+    freed_memory.reuse_freed_memory()
+    assert "99.1.0: install it again" in caplog.text
