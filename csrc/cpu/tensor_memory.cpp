@@ -18,13 +18,28 @@ namespace {
 
 constexpr size_t kAlignment = 64;  // as torch's own: a cache line, a vector register of AVX-512
 
-// The block's own address stands before the tensor's: malloc aligns to 16 bytes, so there is room for it.
-void*& block_of(void* data) { return static_cast<void**>(data)[-1]; }
+// Before the tensor: malloc aligns to 16 bytes, so there is room for it.
+struct Header {
+  uintptr_t tag;
+  void* block;  // what malloc has returned
+};
+static_assert(sizeof(Header) == 16);
+
+Header& header_of(void* data) { return static_cast<Header*>(data)[-1]; }
+
+// Differs for every block. Before memory of torch's own stand the two words of glibc's, sizes and flags.
+uintptr_t tag_of(const void* block) { return reinterpret_cast<uintptr_t>(block) ^ 0x66617374'64656e73; }
+
+// oneDNN's buffers are freed by the allocator of the day, not by the one that they came from.
+bool is_ours(void* data) { return header_of(data).tag == tag_of(header_of(data).block); }
 
 void free_tensor(void* data) {
   if (data == nullptr) return;
+  if (!is_ours(data)) return c10::GetDefaultCPUAllocator()->raw_deallocate(data);
   c10::profiledCPUMemoryReporter().Delete(data);
-  std::free(block_of(data));
+  void* block = header_of(data).block;
+  header_of(data).tag = 0;
+  std::free(block);
 }
 
 void* aligned(size_t bytes) {
@@ -34,7 +49,7 @@ void* aligned(size_t bytes) {
     TORCH_CHECK(false, "can't allocate memory: a tensor of ", bytes, " bytes was asked for");
   }
   void* data = reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(block) / kAlignment + 1) * kAlignment);
-  block_of(data) = block;
+  header_of(data) = {tag_of(block), block};
   return data;
 }
 

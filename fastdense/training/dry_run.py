@@ -21,7 +21,7 @@ from fastdense.training.distinct import SIDES
 from fastdense.training.step import ContrastiveStep, StepResult
 
 _MEASURED_TOKENS = 4096  # of a larger call only a part is run
-_VECTOR_COPIES = 4  # representations, their gradients, both once more in the order of the chunks
+_VECTOR_COPIES = 2  # representations, and their gradients in the order of the chunks
 _GIB = 2**30
 
 Sides = Mapping[str, Mapping[str, Tensor] | None]
@@ -159,12 +159,8 @@ def _memory_lines(
         guide = sum(parameter.nbytes for parameter in step.guide.parameters())
         lines.append(f"guide: {_size(guide)} weights")
         weights += guide
-    # glibc keeps what a chunk frees and reuses only part of it: as measured, its heap grows by about a chunk more.
-    holes = chunk if args.device.type == "cpu" and len(calls) > 1 else 0
-    if holes:
-        lines.append(f"holes in the heap: about {_size(holes)}")
     # Kept graphs are gone, one after the other, before a chunk is run again.
-    peak = weights + trained + state + max(kept, chunk) + holes + representations
+    peak = weights + trained + state + max(kept, chunk) + representations
     return [*lines, f"expected peak: about {_size(peak)} on {args.device.type}, beside the libraries themselves"]
 
 

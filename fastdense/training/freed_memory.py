@@ -27,13 +27,14 @@ def reuse_freed_memory() -> None:
 
     By default it gives large blocks back at once, and the kernel has to clear their pages again when they are next
     touched. Of what it keeps it can use only a part again, because torch asks it for aligned blocks; see
-    csrc/cpu/tensor_memory.cpp. Whoever set one of the environment variables for it keeps that choice.
+    csrc/cpu/tensor_memory.cpp. Whoever set one of the environment variables for it, or has loaded another malloc, keeps
+    that choice.
     """
     if platform.libc_ver()[0] != "glibc":
         return
-    chosen = next((name for name in CHOSEN_BY_THE_USER if name in os.environ), None)
-    if chosen is not None:
-        logger.info("%s decides about the memory that a step frees", chosen)
+    chosen = [name for name in CHOSEN_BY_THE_USER if name in os.environ] or _other_malloc()
+    if chosen:
+        logger.info("%s decides about the memory that a step frees", chosen[0])
         return
     libc = ctypes.CDLL(None)
     libc.mallopt(_TRIM_THRESHOLD, _NEVER)
@@ -41,6 +42,12 @@ def reuse_freed_memory() -> None:
     reason = _allocate_tensors()
     if reason is not None:
         logger.warning("tensors take more memory than they need: %s", reason)
+
+
+def _other_malloc() -> list[str]:
+    """What LD_PRELOAD has put in the place of glibc's malloc, in words; nothing if it is glibc's."""
+    used, glibc = (ctypes.cast(library.malloc, ctypes.c_void_p) for library in map(ctypes.CDLL, (None, "libc.so.6")))
+    return [] if used.value == glibc.value else [os.environ.get("LD_PRELOAD") or "another malloc than glibc's"]
 
 
 def _allocate_tensors() -> str | None:

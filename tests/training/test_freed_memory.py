@@ -1,8 +1,10 @@
 """What becomes of the memory that a step frees."""
 
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -80,7 +82,10 @@ def test_a_freed_tensor_leaves_room_for_another_of_its_size() -> None:
 TENSORS = """
 import torch
 from fastdense.training import freed_memory
+before = [torch.ones(300, 300), torch.ones(300, 300).to_mkldnn()]
 freed_memory.reuse_freed_memory()
+del before
+torch.ones(300, 300).to_mkldnn()
 sizes = [1, 3, 64, 65, 4095, 1 << 20]
 assert all(torch.empty(size, dtype=torch.uint8).data_ptr() % 64 == 0 for size in sizes)
 assert torch.empty(0).data_ptr() == 0
@@ -102,8 +107,26 @@ print(0)
 
 
 def test_tensors_are_as_before() -> None:
-    """Aligned, empty, resized, shared, too large, and seen by the profiler."""
+    """Freed by whom they came from, aligned, empty, resized, shared, too large, and seen by the profiler."""
     assert printed_by(TENSORS) == 0
+
+
+OTHER_MALLOC = """
+#include <stddef.h>
+void* __libc_malloc(size_t);
+void* malloc(size_t bytes) { return __libc_malloc(bytes); }
+"""
+
+
+def test_another_malloc_keeps_its_own_ways(tmp_path: Path) -> None:
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("needs a C compiler")
+    (tmp_path / "other.c").write_text(OTHER_MALLOC)
+    library = tmp_path / "other.so"
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", library, tmp_path / "other.c"], check=True)
+    pages = 200 * 2**20 // 4096
+    assert faults_of_a_second_step(REUSE, LD_PRELOAD=str(library)) > pages / 2
 
 
 def test_another_torch_keeps_its_own_memory(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
