@@ -89,6 +89,34 @@ def test_tables_have_the_gradients_of_the_plain_step(
     assert model.other.grad[PADDING].any()
 
 
+class BagWithRareWords(Bag):
+    """Looks a third table up only where a text has a certain word."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rare = nn.Embedding(ROWS, WIDTH)
+
+    def looked_up(self, ids: Tensor, mask: Tensor) -> Tensor:
+        vectors = super().looked_up(ids, mask)
+        found = ids == ROWS - 1
+        return vectors + (self.rare(ids) * found.unsqueeze(-1)).sum(1) if found.any() else vectors
+
+
+def test_a_table_that_the_last_chunk_does_not_need_has_its_gradient(batches: tuple[Batch, Batch]) -> None:
+    torch.manual_seed(0)
+    model = BagWithRareWords()
+    for batch in batches:
+        batch["attention_mask"][:, -1] = 0
+    batches[0]["attention_mask"][2] = 1  # the longest text comes first
+    batches[0]["input_ids"][2, 4] = ROWS - 1
+    expected = plain_gradients(model, batches)
+    assert expected["rare.weight"].any()
+    model.zero_grad()
+    step(model, batches, one_encoder=True)
+    for name, weight in model.named_parameters():
+        torch.testing.assert_close(weight.grad, expected[name], msg=name)
+
+
 def test_gradients_accumulate_over_steps_and_hooks_see_one_gradient_a_step(batches: tuple[Batch, Batch]) -> None:
     model = make()
     expected = plain_gradients(model, batches)
