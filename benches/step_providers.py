@@ -26,6 +26,7 @@ from fastdense.modeling.load import load_retriever
 from fastdense.training.arguments import ContrastiveArguments, RetrieverTrainingArguments
 from fastdense.training.assemble import make_step
 from fastdense.training.cpu import settle_on_cpu
+from fastdense.training.distinct import SIDES, DistinctRows, HostRows
 from fastdense.training.linear_choice import measured_gains, worth_it
 from fastdense.training.linears import use_onednn
 from fastdense.training.parser import parse_arguments
@@ -80,6 +81,11 @@ class Providers:
 
     def make(self, name: str) -> Provider:
         return self._makers[name]()
+
+    def distinct_lengths(self, examples: Sequence[Example]) -> list[int]:
+        """Tokens of each query and of each passage, once."""
+        batch = self._collate(examples)
+        return [n for side in SIDES for n in DistinctRows(batch[side], HostRows.of(batch[side])).lengths]
 
     @cached_property
     def _retriever(self) -> Retriever:

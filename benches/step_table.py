@@ -14,6 +14,7 @@ COLUMNS = {
     "examples/s": ("examples_per_second", ".1f"),
     "x sentence-transformers": ("times_base", ".2f"),
     "padding": ("padding", ".1%"),
+    "used of a bare product's speed": ("used", ".0%"),
     "peak, MiB": ("peak_mib", ".0f"),
     "gradient error": ("error", ".1e"),
 }
@@ -25,10 +26,10 @@ def table(report: dict[str, Any]) -> str:
         **report
     )
     rows = [(result["batch"], row) for result in report["results"] for row in result["rows"]]
-    columns = {title: at for title, at in COLUMNS.items() if any(row[at[0]] is not None for _, row in rows)}
+    columns = {title: at for title, at in COLUMNS.items() if any(row.get(at[0]) is not None for _, row in rows)}
     lines = [about, "", f"| batch | | {' | '.join(columns)} |", "|---" * (len(columns) + 2) + "|"]
     for batch, row in rows:
-        cells = ["" if row[name] is None else format(row[name], form) for name, form in columns.values()]
+        cells = ["" if row.get(name) is None else format(row[name], form) for name, form in columns.values()]
         lines.append(f"| {batch} | {row['provider']} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -8,8 +8,9 @@ all of them (without it plain autograd is the slower). The rows are the built-in
 collated beforehand. First every provider's gradients of a small batch, without dropout, are compared with those of
 plain float32 autograd: one that is wrong shows its error and no speed. Then the providers take turns in one process;
 "x" is the median over the turns of how many times faster than sentence-transformers' cached loss with its defaults a
-provider was. "padding" is the share of padding in what the encoder ran on. The peak is what two steps add to a process
-of their own, which holds the model, its gradients and the batch already; ``--repeats 0`` measures nothing else,
+provider was. "padding" is the share of padding in what the encoder ran on, "used" what the batch's distinct texts need
+of a large bare product's speed (see benches/utilization.py). The peak is what two steps add to a process of their own,
+which holds the model, its gradients and the batch already; ``--repeats 0`` measures nothing else,
 ``--no-memory`` leaves it out.
 Providers that keep the activations of the whole batch are left out where these would not fit into memory.
 """
@@ -38,6 +39,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from benches.machine import device_name, peak_mib
 from benches.step_inputs import built_in_data, read_examples, write_model
 from benches.step_providers import Provider, Providers, Setting
+from benches.utilization import encoder_operations, product_rate
 from fastdense.data.training_set import Example
 from fastdense.grad_cache.memory import activation_bytes, available_bytes
 
@@ -57,6 +59,7 @@ class Row:
     examples_per_second: float | None = None
     times_base: float | None = None
     padding: float | None = None
+    used: float | None = None
     peak_mib: float | None = None
 
 
@@ -132,8 +135,8 @@ def once(provider: Provider, inputs: Any) -> float:
 
 def measure_times(
     providers: dict[str, Provider], examples: Sequence[Example], rows: dict[str, Row], turns: int
-) -> None:
-    """Fill in speed and padding; a first turn warms up and is not counted."""
+) -> dict[str, float]:
+    """Fill in speed and padding, and return the median seconds; a first turn warms up and is not counted."""
     inputs = {name: provider.prepare(examples) for name, provider in providers.items()}
     seconds: dict[str, list[float]] = {name: [] for name in providers}
     for name, provider in providers.items():
@@ -149,6 +152,7 @@ def measure_times(
         if BASE in seconds:
             ratios = [base / own for base, own in zip(seconds[BASE], samples, strict=True)]
             rows[name].times_base = statistics.median(ratios)
+    return {name: statistics.median(samples) for name, samples in seconds.items()}
 
 
 def own_peak(provider: Provider, examples: Sequence[Example], device: str) -> float | None:
@@ -181,6 +185,7 @@ def show(row: Row) -> str:
         (row.examples_per_second, "{:8.1f} examples/s"),
         (row.times_base, "{:5.2f} x"),
         (row.padding, "{:6.1%} padding"),
+        (row.used, "{:6.1%} used"),
         (row.peak_mib, "{:7.0f} MiB"),
     ]
     shown = "".join("  " + form.format(value) for value, form in columns if value is not None)
@@ -208,7 +213,10 @@ def compare(arguments: argparse.Namespace, prepared: Path, rows_file: Path) -> l
         rows = {name: Row(name, errors[name]) for name in chosen}
         if arguments.repeats:
             examples = examples_of(arguments, prepared, rows_file, batch)
-            measure_times(chosen, examples, rows, arguments.repeats)
+            seconds = measure_times(chosen, examples, rows, arguments.repeats)
+            lengths, rate = workshop.distinct_lengths(examples), product_rate(arguments.device, arguments.dtype)
+            for name, row in rows.items():
+                row.used = encoder_operations(chosen[name].backbone, lengths) / (seconds[name] * rate)
         for name in chosen if arguments.memory else ():
             rows[name].peak_mib = peak_in_own_process(name, batch, prepared)
         print(f"batch {batch}")

@@ -201,6 +201,13 @@ def test_the_step_s_table_shows_the_json_and_nothing_for_what_was_not_measured(b
         table.with_table("a page without them", "")
 
 
+def test_a_step_needs_six_operations_for_each_weight_and_token(benches):
+    utilization = benches("utilization")
+    encoder = torch.nn.Sequential(torch.nn.Embedding(9, 4), torch.nn.Linear(4, 5))
+    assert utilization.encoder_operations(encoder, [2, 3]) == 6 * (4 * 5) * (2 + 3)
+    assert utilization.product_rate("cpu", "float32") > 1e9
+
+
 def test_the_ranks_bench_and_its_table(benches, tmp_path):
     benches("ranks")._rank(0, 1, str(tmp_path), (4, 8, 16), 1)  # what one process of one does
     assert json.loads((tmp_path / "0.json").read_text()).keys() == {"loss_cpu_ms", "exchange_ms", "error"}
