@@ -147,12 +147,13 @@ def measure_times(
     for _ in range(turns):
         for name, provider in providers.items():
             seconds[name].append(once(provider, inputs[name]))
+    medians = {name: statistics.median(samples) for name, samples in seconds.items()}
     for name, samples in seconds.items():
-        rows[name].examples_per_second = len(examples) / statistics.median(samples)
+        rows[name].examples_per_second = len(examples) / medians[name]
         if BASE in seconds:
             ratios = [base / own for base, own in zip(seconds[BASE], samples, strict=True)]
             rows[name].times_base = statistics.median(ratios)
-    return {name: statistics.median(samples) for name, samples in seconds.items()}
+    return medians
 
 
 def own_peak(provider: Provider, examples: Sequence[Example], device: str) -> float | None:
@@ -207,14 +208,16 @@ def compare(arguments: argparse.Namespace, prepared: Path, rows_file: Path) -> l
 
     results = []
     held = {name: 0 if one.cached else activations(one, small, arguments.device) for name, one in providers.items()}
+    rate = product_rate(arguments.device, arguments.dtype) if arguments.repeats else 0.0
     for batch in arguments.batch:
-        too_large = [name for name in names if held[name] * batch > MOST_OF_MEMORY * memory(arguments.device)]
+        most = MOST_OF_MEMORY * memory(arguments.device)
+        too_large = [name for name in names if held[name] * batch > most]
         chosen = {name: one for name, one in providers.items() if name not in (*wrong, *too_large)}
         rows = {name: Row(name, errors[name]) for name in chosen}
         if arguments.repeats:
             examples = examples_of(arguments, prepared, rows_file, batch)
             seconds = measure_times(chosen, examples, rows, arguments.repeats)
-            lengths, rate = workshop.distinct_lengths(examples), product_rate(arguments.device, arguments.dtype)
+            lengths = workshop.distinct_lengths(examples)
             for name, row in rows.items():
                 row.used = encoder_operations(chosen[name].backbone, lengths) / (seconds[name] * rate)
         for name in chosen if arguments.memory else ():

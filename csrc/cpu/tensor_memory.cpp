@@ -37,9 +37,7 @@ void free_tensor(void* data) {
   if (data == nullptr) return;
   if (!is_ours(data)) return c10::GetDefaultCPUAllocator()->raw_deallocate(data);
   c10::profiledCPUMemoryReporter().Delete(data);
-  void* block = header_of(data).block;
-  header_of(data).tag = 0;
-  std::free(block);
+  std::free(header_of(data).block);
 }
 
 void* aligned(size_t bytes) {

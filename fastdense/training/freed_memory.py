@@ -9,6 +9,8 @@ import platform
 
 import torch
 
+from fastdense.loss.implementations.native import NOT_BUILT
+
 logger = logging.getLogger(__name__)
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of malloc.h
@@ -32,9 +34,9 @@ def reuse_freed_memory() -> None:
     """
     if platform.libc_ver()[0] != "glibc":
         return
-    chosen = [name for name in CHOSEN_BY_THE_USER if name in os.environ] or _other_malloc()
-    if chosen:
-        logger.info("%s decides about the memory that a step frees", chosen[0])
+    chosen = next((name for name in CHOSEN_BY_THE_USER if name in os.environ), None) or _other_malloc()
+    if chosen is not None:
+        logger.info("%s decides about the memory that a step frees", chosen)
         return
     libc = ctypes.CDLL(None)
     libc.mallopt(_TRIM_THRESHOLD, _NEVER)
@@ -44,16 +46,16 @@ def reuse_freed_memory() -> None:
         logger.warning("tensors take more memory than they need: %s", reason)
 
 
-def _other_malloc() -> list[str]:
-    """What LD_PRELOAD has put in the place of glibc's malloc, in words; nothing if it is glibc's."""
+def _other_malloc() -> str | None:
+    """What LD_PRELOAD has put in the place of glibc's malloc, in words; None if it is glibc's."""
     used, glibc = (ctypes.cast(library.malloc, ctypes.c_void_p) for library in map(ctypes.CDLL, (None, "libc.so.6")))
-    return [] if used.value == glibc.value else [os.environ.get("LD_PRELOAD") or "another malloc than glibc's"]
+    return None if used.value == glibc.value else os.environ.get("LD_PRELOAD") or "another malloc than glibc's"
 
 
 def _allocate_tensors() -> str | None:
     """Take over torch's allocation of CPU tensors; the reason where that cannot be."""
     if importlib.util.find_spec("fastdense._memory") is None:
-        return "fastdense was not built: install it with pip (torch must be installed before it)"
+        return NOT_BUILT
     built = importlib.import_module("fastdense._C").build_info()["torch"]
     if _release(built) != _release(torch.__version__):
         return f"fastdense was built beside torch {built}, and this is {torch.__version__}: install it again"

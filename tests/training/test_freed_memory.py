@@ -11,6 +11,8 @@ import torch
 
 from fastdense.training import freed_memory
 
+ROOT = Path(__file__).parents[2]
+
 TWO_STEPS = """
 import resource
 import torch
@@ -33,21 +35,18 @@ print(faults())
 # Sixty layers, each with a tensor that lives on, one that does not, and small ones.
 FORWARD_PASS = """
 import torch
+from benches.machine import resident_kib
 from fastdense.training import freed_memory
 {call}
 
-def resident_mib():
-    lines = open("/proc/self/status").read().splitlines()
-    return int(next(line.split()[1] for line in lines if line.startswith("VmRSS"))) >> 10
-
 kept = []
-before = resident_mib()
+before = resident_kib("VmRSS")
 for _ in range(60):
     freed = torch.ones(1024, 384)
     kept.append(torch.ones(1024, 384))
     kept += [torch.ones(1) for _ in range(20)]
     del freed
-print(resident_mib() - before)
+print(resident_kib("VmRSS") - before >> 10)
 """
 
 REUSE = "freed_memory.reuse_freed_memory()"
@@ -57,7 +56,8 @@ pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="gl
 def printed_by(program: str, **environment: str) -> int:
     variables = {name: value for name, value in os.environ.items() if name not in freed_memory.CHOSEN_BY_THE_USER}
     command = [sys.executable, "-c", program]
-    done = subprocess.run(command, env={**variables, **environment}, check=True, capture_output=True, text=True)
+    where = {"cwd": ROOT, "env": {**variables, **environment}}
+    done = subprocess.run(command, **where, check=True, capture_output=True, text=True)
     return int(done.stdout)
 
 

@@ -20,6 +20,7 @@ from fastdense.loss.offsets import RowOffsets
 from fastdense.loss.problem import row_weights
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+NOT_BUILT = "fastdense was not built: install it with pip (torch must be installed before it)"
 
 
 def unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -113,7 +114,7 @@ def _load() -> str | None:
     # In an editable install the compiled files lie elsewhere than this one; the extension module knows where.
     extension = importlib.util.find_spec("fastdense._C")
     if extension is None or extension.origin is None:
-        return "fastdense was not built: install it with pip (torch must be installed before it)"
+        return NOT_BUILT
     try:
         torch.ops.load_library(Path(extension.origin).with_name("_ops.so"))
     except OSError as error:
