@@ -15,9 +15,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fastdense, m) {
       "contrastive_native("
       "Tensor query, Tensor passage, Tensor target, Tensor scale, Tensor? passage_id, Tensor? weight, "
       "float label_smoothing, bool symmetric, bool mean, bool query_grad, bool passage_grad, int hardest, "
-      "int chunk_bytes) -> "
-      "(Tensor loss, Tensor query_grad, Tensor passage_grad, Tensor scale_grad, "
-      "Tensor log_normalizer, Tensor target_score, Tensor correct, Tensor hardest_index, Tensor hardest_score)");
+      "int chunk_bytes, bool by_products) -> "
+      "(Tensor loss, Tensor query_grad, Tensor passage_grad, Tensor scale_grad, Tensor[] by_products)");
   // One chunk of rows for a device whose matrix products come from torch (fastdense/loss/implementations/native.py):
   // scores [rows, M], float32 dot products, become the gradient of the loss to them.
   m.def(

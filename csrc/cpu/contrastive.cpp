@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <optional>
 #include <vector>
 
 #include "cpu/chunk.h"
@@ -61,23 +62,27 @@ void run_symmetric(const Problem& problem, const Kernels& kernels, const Gradien
   Symmetric(problem, plan, kernels, gradients, chunk_bytes / 2, hardest).run(results);
 }
 
-ContrastiveResult collect(const std::vector<RowResult>& results, const Tensor& query_grad, const Tensor& passage_grad,
-                          const Tensor& hardest_index, const Tensor& hardest_score) {
+// The sum over rows of one of their results, as a tensor without dimensions.
+Tensor total(const std::vector<RowResult>& results, double RowResult::* value) {
+  double sum = 0;
+  for (const RowResult& result : results) sum += result.*value;
+  Tensor tensor = empty({});
+  *tensor.mutable_data_ptr<float>() = static_cast<float>(sum);
+  return tensor;
+}
+
+std::vector<Tensor> by_products_of(const std::vector<RowResult>& results, const Tensor& hardest_index,
+                                   const Tensor& hardest_score) {
   const int64_t rows = static_cast<int64_t>(results.size());
-  Tensor loss = empty({}), scale_grad = empty({}), log_normalizer = empty({rows});
-  Tensor target_score = empty({rows}), correct = empty({rows}, aoti_torch_dtype_bool());
-  double loss_sum = 0, scale_grad_sum = 0;
+  Tensor log_normalizer = empty({rows}), target_score = empty({rows}), correct = empty({rows}, aoti_torch_dtype_bool());
+  float *normalizers = log_normalizer.mutable_data_ptr<float>(), *scores = target_score.mutable_data_ptr<float>();
+  bool* right = correct.mutable_data_ptr<bool>();
   for (int64_t i = 0; i < rows; ++i) {
-    loss_sum += results[i].loss;
-    scale_grad_sum += results[i].scale_grad;
-    log_normalizer.mutable_data_ptr<float>()[i] = results[i].log_normalizer;
-    target_score.mutable_data_ptr<float>()[i] = results[i].target_score;
-    correct.mutable_data_ptr<bool>()[i] = results[i].correct;
+    normalizers[i] = results[i].log_normalizer;
+    scores[i] = results[i].target_score;
+    right[i] = results[i].correct;
   }
-  *loss.mutable_data_ptr<float>() = static_cast<float>(loss_sum);
-  *scale_grad.mutable_data_ptr<float>() = static_cast<float>(scale_grad_sum);
-  return {loss,         query_grad, passage_grad,  scale_grad,   log_normalizer,
-          target_score, correct,    hardest_index, hardest_score};
+  return {log_normalizer, target_score, correct, hardest_index, hardest_score};
 }
 
 }  // namespace
@@ -85,9 +90,9 @@ ContrastiveResult collect(const std::vector<RowResult>& results, const Tensor& q
 ContrastiveResult contrastive(const Tensor& query, const Tensor& passage, const Tensor& target, const Tensor& scale,
                               const std::optional<Tensor>& passage_id, const std::optional<Tensor>& weight,
                               double label_smoothing, bool symmetric, bool mean, bool query_grad, bool passage_grad,
-                              int64_t hardest, int64_t chunk_bytes) {
+                              int64_t hardest, int64_t chunk_bytes, bool by_products) {
   const int64_t rows = query.size(0), columns = passage.size(0), width = query.size(1);
-  const Kernels& kernels = choose_kernels(query.scalar_type() == ScalarType::BFloat16 && rows > kFewQueries);
+  const Kernels& kernels = choose_kernels(query.scalar_type() == ScalarType::BFloat16 && rows > kFewOfBfloat16);
   const Tensor targets = torch::stable::contiguous(target);
   const Tensor ids = passage_id ? torch::stable::contiguous(*passage_id) : Tensor();
   check_targets(targets, columns);
@@ -111,14 +116,23 @@ ContrastiveResult contrastive(const Tensor& query, const Tensor& passage, const 
   const Gradients gradients{query_grad ? query_grads.mutable_data_ptr<float>() : nullptr,
                             passage_grad ? passage_grads.mutable_data_ptr<float>() : nullptr};
   std::vector<RowResult> results(rows);
-  Tensor index = empty({rows, hardest}, aoti_torch_dtype_int64()), score = empty({rows, hardest});
-  Hardest selection(problem, kernels, hardest, index.mutable_data_ptr<int64_t>(), score.mutable_data_ptr<float>());
+  Tensor hardest_index, hardest_score;
+  std::optional<Hardest> selection;
+  if (by_products) {
+    hardest_index = empty({rows, hardest}, aoti_torch_dtype_int64());
+    hardest_score = empty({rows, hardest});
+    if (hardest > 0) {
+      selection.emplace(problem, kernels, hardest, hardest_index.mutable_data_ptr<int64_t>(),
+                        hardest_score.mutable_data_ptr<float>());
+    }
+  }
   if (rows > 0) {
     const auto& run_direction = symmetric ? run_symmetric : run;
-    run_direction(problem, kernels, gradients, chunk_bytes, hardest > 0 ? &selection : nullptr, results.data());
+    run_direction(problem, kernels, gradients, chunk_bytes, selection ? &*selection : nullptr, results.data());
   }
-  selection.scale();
-  return collect(results, query_grads, passage_grads, index, score);
+  if (selection) selection->scale();
+  return {total(results, &RowResult::loss), query_grads, passage_grads, total(results, &RowResult::scale_grad),
+          by_products ? by_products_of(results, hardest_index, hardest_score) : std::vector<Tensor>()};
 }
 
 }  // namespace fastdense::cpu

@@ -1,64 +1,77 @@
-// The three products for a handful of queries: every passage is read where it lies, and memory sets the pace.
+// The three products for few queries: every passage is read where it lies.
 
 #include <cstring>
 
 #include "cpu/products.h"
 
 namespace fastdense::cpu {
-namespace {
-
-constexpr int64_t kRowsAhead = 4;  // passages that are on their way from memory while one is used
-constexpr int64_t kLeastWidth = 64;
-
-}  // namespace
+// The next passages of a block from row on, their columns of a part of the width; the ones after them are sent for.
+int Products::take_rows_few(const Segment& block, int64_t row, const Segment& width, float* scratch,
+                            const float** passages) const {
+  const int64_t end = block.first + block.count;
+  const int rows = static_cast<int>(std::min<int64_t>(kRowsAtOnce, end - row));
+  for (int j = 0; j < rows; ++j) {
+    if (row + j + kRowsAtOnce < end) problem_.passage.prefetch(row + j + kRowsAtOnce, width.first, width.count);
+    passages[j] = static_cast<const float*>(
+        problem_.passage.get(row + j, width.first, width.count, scratch + j * problem_.passage.scratch_size()));
+  }
+  return rows;
+}
 
 void Products::score_few(const Segment& block, float* scores, float* scratch) {
-  for (int64_t j = 0; j < block.count; ++j) {
-    if (j + kRowsAhead < block.count) problem_.passage.prefetch(block.first + j + kRowsAhead, 0, problem_.width);
-    const void* passage = problem_.passage.get(block.first + j, scratch);
-    float* row = scores + j * kPanel;
-    std::memset(row, 0, kPanel * sizeof(float));
-    for (int64_t i = 0; i < count_; ++i) {
-      row[i] = kernels_.dot(few_queries() + i * problem_.width, passage, problem_.width);
-    }
+  const float* passages[kRowsAtOnce];
+  for (int64_t j = 0; j < block.count; j += kRowsAtOnce) {
+    const int rows = take_rows_few(block, block.first + j, {0, problem_.width}, scratch, passages);
+    kernels_.score_rows(rows, passages, few_queries_, static_cast<int>(count_), problem_.width, scores + j * kPanel);
   }
 }
 
-// Tasks own columns.
+// Tasks own a part of the width, whose sums lie together: side by side with another task's, what a core reads ahead
+// would take the other's lines from it.
 void Products::multiply_passages_few(const Segment& segment) {
   const int64_t width = problem_.width;
-  const int64_t parts = std::clamp<int64_t>(width / kLeastWidth, 1, torch::stable::get_num_threads());
-  const int64_t part_width = std::max<int64_t>(1, ceil_div(width, parts));
-  on_threads(ceil_div(width, part_width), 2.0 * count_ * segment.count * width, [&](const auto& next) {
-    Scratch<float> products(kFewQueries * part_width), scratch(problem_.passage.scratch_size());
+  on_threads(ceil_div(width, part_width_), 2.0 * count_ * segment.count * width, [&](const auto& next) {
+    Scratch<float> scratch(kRowsAtOnce * problem_.passage.scratch_size());
     for (int64_t part = next(); part >= 0; part = next()) {
-      const int64_t first = part * part_width, size = std::min(part_width, width - first);
-      std::memset(products.data(), 0, count_ * size * sizeof(float));
-      for (int64_t j = 0; j < segment.count; ++j) {
-        const int64_t row = segment.first + j;
-        if (j + kRowsAhead < segment.count) problem_.passage.prefetch(row + kRowsAhead, first, size);
-        const void* passage = problem_.passage.get(row, first, size, scratch.data());
-        const float* factor = reinterpret_cast<const float*>(weights(0) + j * kPanel);
-        for (int64_t i = 0; i < count_; ++i) {
-          kernels_.add_scaled(factor[i], passage, size, products.data() + i * size);
-        }
-      }
-      for (int64_t d = 0; d < size; ++d) {
-        for (int64_t i = 0; i < count_; ++i) {
-          float* out = query_products_.data() + (first + d) * kPanel + i;
-          *out = products[i * size + d] + (segment.first > 0 ? *out : 0.0F);
-        }
+      const Segment columns{part * part_width_, std::min(part_width_, width - part * part_width_)};
+      float* sums = query_products_.data() + columns.first * kFewQueries;
+      if (segment.first == 0) std::memset(sums, 0, count_ * columns.count * sizeof(float));
+      const float* passages[kRowsAtOnce];
+      for (int64_t j = 0; j < segment.count; j += kRowsAtOnce) {
+        const int rows = take_rows_few(segment, segment.first + j, columns, scratch.data(), passages);
+        kernels_.add_rows(rows, passages, reinterpret_cast<const float*>(weights(0) + j * kPanel),
+                          static_cast<int>(count_), columns.count, sums);
       }
     }
   });
 }
 
 void Products::multiply_queries_few(const Segment& block, int64_t segment_first, const RowResult* results) {
-  for (int64_t j = block.first; j < block.first + block.count; ++j) {
-    const float* exponential = reinterpret_cast<const float*>(weights(0) + (j - segment_first) * kPanel);
-    float factor[kFewQueries];
-    for (int64_t i = 0; i < count_; ++i) factor[i] = exponential[i] * results[i].factor;
-    kernels_.combine(factor, few_queries(), count_, problem_.width, gradients_.passage + j * problem_.width);
+  float factors[kRowsAtOnce * kPanel];
+  for (int64_t j = 0; j < block.count; j += kRowsAtOnce) {
+    const int rows = static_cast<int>(std::min<int64_t>(kRowsAtOnce, block.count - j));
+    const auto* exponential = reinterpret_cast<const float*>(weights(0) + (block.first + j - segment_first) * kPanel);
+    for (int64_t k = 0; k < rows; ++k) {
+      for (int64_t i = 0; i < count_; ++i) {
+        factors[k * kPanel + i] = exponential[k * kPanel + i] * results[i].factor;
+      }
+    }
+    kernels_.combine_rows(rows, factors, few_queries_, static_cast<int>(count_), problem_.width,
+                          gradients_.passage + (block.first + j) * problem_.width);
+  }
+}
+
+void Products::write_query_gradients_few(const RowResult* results) {
+  const int64_t width = problem_.width;
+  Scratch<float> scratch(problem_.passage.scratch_size());
+  for (int64_t i = 0; i < count_; ++i) {
+    float* out = gradients_.query + i * width;
+    kernels_.set_scaled(results[i].target_gradient, problem_.passage.get(target_[i], scratch.data()), width, out);
+    for (int64_t first = 0; first < width; first += part_width_) {
+      const int64_t size = std::min(part_width_, width - first);
+      kernels_.add_scaled(results[i].factor, query_products_.data() + first * kFewQueries + i * size, size,
+                          out + first);
+    }
   }
 }
 

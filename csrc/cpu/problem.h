@@ -30,8 +30,13 @@ struct Gradients {
   bool wanted() const { return query != nullptr || passage != nullptr; }
 };
 
-// So few queries that tiles of 32 would mostly multiply zeros: they are taken row by row, and bfloat16 as float32.
-constexpr int64_t kFewQueries = 8;
+// So few queries that packing would cost more than it saves: inputs are read where they lie (few_queries.cpp). And so
+// few of bfloat16 that tiles of 32 would mostly multiply zeros: they are taken as float32.
+constexpr int64_t kFewQueries = kPanel;
+constexpr int64_t kFewOfBfloat16 = 8;
+constexpr int64_t kFewColumns = 16;  // the fewest passages of a block then
+
+inline bool are_few(int64_t rows, const Kernels& kernels) { return rows <= kFewQueries && kernels.depth == 1; }
 
 constexpr float kLog2E = 1.44269504088896F;
 constexpr int64_t kColumnBlock = 112;  // the most passages of a block: packed, they stay in the second-level cache
@@ -50,9 +55,10 @@ struct Plan {
 
 // Of few passages so few that threads find enough blocks: as the problem has it, not the number of threads, on which no
 // sum may depend.
-inline int64_t block_columns(int64_t columns, int tile_rows) {
+inline int64_t block_columns(int64_t rows, int64_t columns, const Kernels& kernels) {
   constexpr int64_t kBlocks = 16;
-  return std::min(kColumnBlock, round_up(std::max<int64_t>(1, ceil_div(columns, kBlocks)), tile_rows));
+  const int64_t step = are_few(rows, kernels) ? kFewColumns : kernels.tile_rows;
+  return std::min(kColumnBlock, round_up(std::max<int64_t>(1, ceil_div(columns, kBlocks)), step));
 }
 
 inline Plan make_plan(int64_t rows, int64_t columns, int64_t width, const Kernels& kernels, int64_t chunk_bytes) {
@@ -60,7 +66,7 @@ inline Plan make_plan(int64_t rows, int64_t columns, int64_t width, const Kernel
   constexpr int64_t kFewRows = 128;
   const int64_t units = std::max<int64_t>(kPanel, chunk_bytes / 4);
   const int64_t most = std::max<int64_t>(kPanel, kOperandSize / std::max<int64_t>(1, width));
-  const int64_t block = block_columns(columns, kernels.tile_rows);
+  const int64_t block = block_columns(rows, columns, kernels);
   const int64_t wanted = std::min(std::max<int64_t>(1, rows), most);
   int64_t chunk = units / ceil_div(columns, kernels.depth);
   int64_t segment = columns;

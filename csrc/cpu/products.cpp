@@ -35,6 +35,11 @@ int64_t columns_of_group(int64_t columns, int64_t block_columns) {
   return ceil_div(ceil_div(columns, block_columns), kMostGroups) * block_columns;
 }
 
+int64_t width_of_part(int64_t width) {
+  const int64_t parts = std::clamp<int64_t>(width / kLeastWidth, 1, torch::stable::get_num_threads());
+  return round_up(std::max<int64_t>(1, ceil_div(width, parts)), kPanel);
+}
+
 }  // namespace
 
 void add(const PanelSums& sums, PanelSums* total) {
@@ -51,16 +56,18 @@ Products::Products(const Problem& problem, const Plan& plan, const Kernels& kern
     : problem_(problem),
       kernels_(kernels),
       gradients_(gradients),
-      few_(problem.rows <= kFewQueries),
+      few_(are_few(problem.rows, kernels)),
       segment_columns_(plan.segment_columns),
       block_columns_(plan.block_columns),
       panel_units_(units_of(plan.segment_columns, kernels) * kPanel),
       width_units_(units_of(problem.width, kernels)),
       group_columns_(columns_of_group(problem.columns, plan.block_columns)),
       groups_(ceil_div(problem.columns, group_columns_)),
+      part_width_(width_of_part(problem.width)),
       weights_(gradients.wanted() ? plan.chunk_rows / kPanel * panel_units_ : 0),
-      queries_(plan.chunk_rows * width_units_),
-      weighted_queries_(gradients.passage ? plan.chunk_rows / kernels.depth * round_up(problem.width, kPanel) : 0),
+      queries_(few_ ? kFewQueries * problem.query.scratch_size() : plan.chunk_rows * width_units_),
+      weighted_queries_(gradients.passage && !few_ ? plan.chunk_rows / kernels.depth * round_up(problem.width, kPanel)
+                                                   : 0),
       query_products_(gradients.query ? plan.chunk_rows * problem.width : 0),
       target_(plan.chunk_rows),
       rows_by_block_(plan.chunk_rows),
@@ -78,7 +85,8 @@ void Products::load(int64_t first_row, int64_t count, const VisitQuery& visit) {
   panels_ = ceil_div(count, kPanel);
   on_threads(panels_, count_ * problem_.width * 16, [&](const auto& next) {
     const int64_t stride = problem_.query.scratch_size();
-    Scratch<float> queries(stride * kPanel), passage(problem_.passage.scratch_size());
+    Scratch<float> own(few_ ? 0 : stride * kPanel), passage(problem_.passage.scratch_size());
+    float* queries = few_ ? reinterpret_cast<float*>(queries_.data()) : own.data();
     for (int64_t panel = next(); panel >= 0; panel = next()) {
       const void* values[kPanel];
       const int64_t first = panel * kPanel, rows = std::min<int64_t>(kPanel, count_ - first);
@@ -86,21 +94,19 @@ void Products::load(int64_t first_row, int64_t count, const VisitQuery& visit) {
       for (int64_t i = 0; i < rows; ++i) {
         target_[first + i] = problem_.target[first_row_ + first + i];
         if (problem_.passage_id) target_id_[first + i] = problem_.passage_id[target_[first + i]];
-        values[i] = problem_.query.get(first_row_ + first + i, queries.data() + i * stride);
+        values[i] = problem_.query.get(first_row_ + first + i, queries + i * stride);
         if (visit) visit(first + i, values[i], passage.data());
       }
-      pack_queries(values, rows, queries_.data() + panel * width_units_ * kPanel);
+      if (few_) {
+        for (int64_t i = 0; i < rows; ++i) few_queries_[i] = static_cast<const float*>(values[i]);
+      } else {
+        pack_queries(values, rows, queries_.data() + panel * width_units_ * kPanel);
+      }
     }
   });
 }
 
 void Products::pack_queries(const void* const* values, int64_t rows, uint32_t* out) {
-  if (few_) {
-    for (int64_t i = 0; i < rows; ++i) {
-      std::memcpy(out + i * problem_.width, values[i], problem_.width * sizeof(float));
-    }
-    return;
-  }
   if (rows < kPanel) std::memset(out, 0, width_units_ * kPanel * sizeof(uint32_t));
   kernels_.pack_panel(values, static_cast<int>(rows), problem_.width, out);
 }
@@ -116,14 +122,15 @@ void Products::add_gradients(const RowResult* results, const std::function<void(
     if (gradients_.query) few_ ? multiply_passages_few(segment) : multiply_passages(segment);
     if (gradients_.passage) multiply_queries(segment, results, first_row_ > 0);
   }
-  if (gradients_.query) write_query_gradients(results);
+  if (!gradients_.query) return;
+  few_ ? write_query_gradients_few(results) : write_query_gradients(results);
 }
 
 void Products::score(const std::vector<int64_t>& panels, const Segment& segment, const VisitScores& visit) {
   const double operations = 2.0 * panels.size() * kPanel * segment.count * problem_.width;
   on_threads(ceil_div(segment.count, group_columns_), operations, [&](const auto& next) {
-    Scratch<uint32_t> packed(round_up(width_units_, kBlock) * kColumnBlock);
-    Scratch<float> scores(kColumnBlock * kPanel), scratch(problem_.passage.scratch_size());
+    Scratch<uint32_t> packed(few_ ? 0 : round_up(width_units_, kBlock) * kColumnBlock);
+    Scratch<float> scores(kColumnBlock * kPanel), scratch(kRowsAtOnce * problem_.passage.scratch_size());
     for (int64_t group = next(); group >= 0; group = next()) {
       const int64_t start = group * group_columns_, end = std::min(start + group_columns_, segment.count);
       for (int64_t first = start; first < end; first += block_columns_) {
@@ -271,7 +278,7 @@ void Products::multiply_queries(const Segment& segment, const RowResult* results
   const int64_t blocks = ceil_div(segment.count, block_columns_);
   const double operations = 2.0 * panels_ * kPanel * segment.count * problem_.width;
   on_threads(blocks, operations, [&](const auto& next) {
-    Scratch<uint32_t> packed(round_up(panels_at_once() * kPanel / kernels_.depth, kBlock) * kColumnBlock);
+    Scratch<uint32_t> packed(few_ ? 0 : round_up(panels_at_once() * kPanel / kernels_.depth, kBlock) * kColumnBlock);
     Scratch<float> scratch(problem_.query.scratch_size());
     for (int64_t i = next(); i >= 0; i = next()) {
       const int64_t first = i * block_columns_;
@@ -311,11 +318,13 @@ void Products::pack_weights(const Segment& block, int64_t segment_first, const S
 void Products::multiply_queries_panels(const Segment& block, const Segment& panels, const uint32_t* packed,
                                        bool accumulate) {
   const int64_t panel_units = kPanel / kernels_.depth, width = problem_.width;
+  // The last panel's rows beyond the queries are zeros.
+  const int64_t units = std::min(panels.count * panel_units, units_of(count_ - panels.first * kPanel, kernels_));
   for (int64_t d = 0; d < width; d += kPanel) {
     const int64_t columns = std::min<int64_t>(kPanel, width - d);
     const uint32_t* right = weighted_queries_.data() + (d * panels_ + panels.first * kPanel) * panel_units;
     float* out = gradients_.passage + block.first * width + d;
-    PanelProduct product{packed, kColumnBlock * kBlock, right, panels.count * panel_units, out, width, accumulate};
+    PanelProduct product{packed, kColumnBlock * kBlock, right, units, out, width, accumulate};
     if (columns == kPanel) {
       kernels_.multiply_blocks(block.count, product);
       continue;

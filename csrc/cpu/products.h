@@ -87,7 +87,9 @@ class Products {
   void multiply_passages_few(const Segment& segment);
   void multiply_queries_few(const Segment& block, int64_t segment_first, const RowResult* results);
 
-  const float* few_queries() const { return reinterpret_cast<const float*>(queries_.data()); }
+  int take_rows_few(const Segment& block, int64_t row, const Segment& width, float* scratch,
+                    const float** passages) const;
+  void write_query_gradients_few(const RowResult* results);
 
   const Problem& problem_;
   const Kernels& kernels_;
@@ -99,11 +101,13 @@ class Products {
   const int64_t width_units_;  // of a row of the inputs
   const int64_t group_columns_;
   const int64_t groups_;
+  const int64_t part_width_;  // of the passages that a task multiplies with few queries' weights
 
   Scratch<uint32_t> weights_;           // [panels][segment / depth][32]
-  Scratch<uint32_t> queries_;           // [panels][width / depth][32]; of few queries [rows][width]
+  Scratch<uint32_t> queries_;           // [panels][width / depth][32]; of few queries those that had to be made float32
   Scratch<uint32_t> weighted_queries_;  // [width / 32][rows / depth][32]
-  Scratch<float> query_products_;       // [panels][width][32]
+  Scratch<float> query_products_;       // [panels][width][32]; of few queries, for each part of the width, [rows][part]
+  const float* few_queries_[kFewQueries];
 
   int64_t first_row_ = 0;
   int64_t count_ = 0;

@@ -5,13 +5,14 @@ from types import ModuleType
 import torch
 
 from fastdense.loss.implementations import native, reference, triton
+from fastdense.loss.problem import CPU
 
 IMPLEMENTATIONS: dict[str, ModuleType] = {"native": native, "triton": triton, "reference": reference}
 
 
 def _candidates(device: torch.device) -> tuple[str, ...]:
     """What "auto" tries on a device, best first."""
-    if device.type == "cpu":
+    if device == CPU:
         return ("native", "reference")
     # Nobody's training should be the first run of a kernel: triton, then native, go first here once
     # benches/gpu_check.sh has passed on a GPU. By name they are there already.
@@ -21,7 +22,9 @@ def _candidates(device: torch.device) -> tuple[str, ...]:
 def choose(implementation: str, device: torch.device, dtype: torch.dtype) -> str:
     """The name of the implementation that runs; one asked for by name runs or raises ``ValueError`` with the reason."""
     if implementation == "auto":
-        return next(name for name in _candidates(device) if IMPLEMENTATIONS[name].unavailable(device, dtype) is None)
+        for name in _candidates(device):
+            if IMPLEMENTATIONS[name].unavailable(device, dtype) is None:
+                return name
     if implementation not in IMPLEMENTATIONS:
         names = ", ".join(repr(name) for name in ("auto", *IMPLEMENTATIONS))
         raise ValueError(f"implementation must be one of {names}, got {implementation!r}")
@@ -42,7 +45,7 @@ def backends(device: str | torch.device | None = None, dtype: torch.dtype = torc
     """
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(device)
+    device = torch.device(torch.device(device).type)
     report = {name: module.unavailable(device, dtype) or "available" for name, module in IMPLEMENTATIONS.items()}
     picked = choose("auto", device, dtype)
     return {**report, "auto": f"{picked} for {_name(dtype)} on {device.type}, because {_why(picked, device, report)}"}

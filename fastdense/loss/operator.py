@@ -15,12 +15,11 @@ from fastdense.loss.problem import Problem, accumulation_dtype
 ARGUMENTS = (
     "(Tensor query, Tensor passage, Tensor target, Tensor scale, Tensor? passage_id, Tensor? weight, "
     "float label_smoothing, bool symmetric, bool mean, bool query_grad, bool passage_grad, int hardest, "
-    "int chunk_bytes)"
+    "int chunk_bytes, bool by_products)"
 )
-RESULTS = (
-    "(Tensor loss, Tensor query_grad, Tensor passage_grad, Tensor scale_grad, "
-    "Tensor log_normalizer, Tensor target_score, Tensor correct, Tensor hardest_index, Tensor hardest_score)"
-)
+# by_products: log_normalizer, target_score, correct, hardest_index and hardest_score, or none of them, which small
+# problems notice.
+RESULTS = "(Tensor loss, Tensor query_grad, Tensor passage_grad, Tensor scale_grad, Tensor[] by_products)"
 
 
 class ContrastiveResult(NamedTuple):
@@ -54,11 +53,13 @@ def call(
 
     The operator has a backward; where it is of no use, it is passed over, which small problems notice.
     """
-    operator, arguments = _operator(implementation), _arguments(problem, query_grad, passage_grad, hardest)
+    operator, arguments = _operator(implementation), _arguments(problem, query_grad, passage_grad, hardest, True)
     if torch.compiler.is_compiling() or torch.is_grad_enabled():
-        return ContrastiveResult(*operator(*arguments))
-    with torch._C._AutoDispatchBelowAutograd():
-        return ContrastiveResult(*operator(*arguments))
+        *result, by_products = operator(*arguments)
+    else:
+        with torch._C._AutoDispatchBelowAutograd():
+            *result, by_products = operator(*arguments)
+    return ContrastiveResult(*result, *by_products)
 
 
 def differentiable_loss(implementation: str, problem: Problem, query_grad: bool, passage_grad: bool) -> Tensor:
@@ -67,19 +68,21 @@ def differentiable_loss(implementation: str, problem: Problem, query_grad: bool,
     Outside torch.compile a function of autograd does what the operator's own registration would, in half the time:
     small problems notice.
     """
+    operator, arguments = _operator(implementation), _arguments(problem, query_grad, passage_grad, 0, False)
     if torch.compiler.is_compiling() or not (query_grad or passage_grad or problem.scale.requires_grad):
-        return call(implementation, problem, query_grad, passage_grad).loss
-    arguments = _arguments(problem, query_grad, passage_grad, 0)
-    loss: Tensor = _EagerLoss.apply(problem.query, problem.passage, problem.scale, _operator(implementation), arguments)
-    return loss
+        loss: Tensor = operator(*arguments)[0]
+        return loss
+    return _EagerLoss.apply(problem.query, problem.passage, problem.scale, operator, arguments)
 
 
-def _operator(implementation: str) -> Callable[..., tuple[Tensor, ...]]:
-    operator: Callable[..., tuple[Tensor, ...]] = getattr(torch.ops.fastdense, f"contrastive_{implementation}").default
+def _operator(implementation: str) -> Callable[..., tuple[Any, ...]]:
+    operator: Callable[..., tuple[Any, ...]] = getattr(torch.ops.fastdense, f"contrastive_{implementation}").default
     return operator
 
 
-def _arguments(problem: Problem, query_grad: bool, passage_grad: bool, hardest: int) -> tuple[Any, ...]:
+def _arguments(
+    problem: Problem, query_grad: bool, passage_grad: bool, hardest: int, by_products: bool
+) -> tuple[Any, ...]:
     return (
         problem.query,
         problem.passage,
@@ -94,6 +97,7 @@ def _arguments(problem: Problem, query_grad: bool, passage_grad: bool, hardest: 
         passage_grad,
         hardest,
         problem.chunk_bytes,
+        by_products,
     )
 
 
@@ -104,31 +108,42 @@ class _EagerLoss(torch.autograd.Function):
         query: Tensor,
         passage: Tensor,
         scale: Tensor,
-        operator: Callable[..., tuple[Tensor, ...]],
+        operator: Callable[..., tuple[Any, ...]],
         arguments: tuple[Any, ...],
     ) -> Tensor:
         with torch._C._AutoDispatchBelowAutograd():
-            loss, query_grad, passage_grad, scale_grad, *_ = operator(*arguments)
+            loss, query_grad, passage_grad, scale_grad, _ = operator(*arguments)
         ctx.save_for_backward(query_grad, passage_grad, scale_grad)
         ctx.dtype = query.dtype
         return loss
 
     @staticmethod
     def backward(ctx: Any, loss_grad: Tensor) -> tuple[Tensor | None, ...]:
-        return (*_gradients(ctx, loss_grad, ctx.needs_input_grad[:3]), None, None)
+        return *_gradients(ctx, loss_grad), None, None
 
 
 def define(library: torch.library.Library, implementation: str, kernel: Callable[..., tuple[Tensor, ...]]) -> None:
-    """Define an implementation written in Python, for every device."""
+    """Define an implementation written in Python, for every device: see :func:`as_operator`."""
     library.define(f"contrastive_{implementation}{ARGUMENTS} -> {RESULTS}")
-    library.impl(f"contrastive_{implementation}", kernel, "CompositeExplicitAutograd")
+    library.impl(f"contrastive_{implementation}", as_operator(kernel), "CompositeExplicitAutograd")
     register(library, implementation)
+
+
+def as_operator(kernel: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Any, ...]]:
+    """The operator from a function that takes all its arguments but the last one and returns a ContrastiveResult."""
+
+    def contrastive(*arguments: Any) -> tuple[Any, ...]:
+        *others, by_products = arguments
+        result = kernel(*others)
+        return (*result[:4], list(result[4:]) if by_products else [])
+
+    return contrastive
 
 
 def register(library: torch.library.Library, implementation: str) -> None:
     """Give a defined operator its fake kernel and its backward."""
     name = f"fastdense::contrastive_{implementation}"
-    torch.library.register_fake(name, _fake, lib=library)
+    torch.library.register_fake(name, as_operator(_fake), lib=library)
     torch.library.register_autograd(name, _backward, setup_context=_setup_context, lib=library)
 
 
@@ -169,34 +184,32 @@ def _fake(
     return tuple(empty_results(query, passage, query_grad, passage_grad, hardest))
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    _, query_grad, passage_grad, scale_grad, *_ = output
-    ctx.mark_non_differentiable(*output[1:])
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
+    _, query_grad, passage_grad, scale_grad, by_products = output
+    ctx.mark_non_differentiable(query_grad, passage_grad, scale_grad, *by_products)
     ctx.save_for_backward(query_grad, passage_grad, scale_grad)
     ctx.dtype = inputs[0].dtype
 
 
-def _backward(ctx: Any, loss_grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-    wanted = ctx.needs_input_grad
-    query_grad, passage_grad, scale_grad = _gradients(ctx, loss_grad, (wanted[0], wanted[1], wanted[3]))
-    return query_grad, passage_grad, None, scale_grad, *(None,) * (len(wanted) - 4)
+def _backward(ctx: Any, loss_grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    query_grad, passage_grad, scale_grad = _gradients(ctx, loss_grad)
+    return query_grad, passage_grad, None, scale_grad, *(None,) * (len(ctx.needs_input_grad) - 4)
 
 
-def _gradients(ctx: Any, loss_grad: Tensor, wanted: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
-    """Of query, passage and scale."""
+def _gradients(ctx: Any, loss_grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of query, passage and scale; autograd drops what is not wanted. Steps that change nothing are left out, which
+    small problems notice."""
     if torch.is_grad_enabled():
         raise RuntimeError(
             "contrastive_loss computes its gradient in the forward pass and cannot be differentiated twice: "
             "call backward without create_graph=True"
         )
-    gradients = ctx.saved_tensors
+    query_grad, passage_grad, scale_grad = ctx.saved_tensors
     if not _is_one(loss_grad):
-        gradients = [gradient * loss_grad for gradient in gradients]
-    dtypes = (ctx.dtype, ctx.dtype, gradients[2].dtype)
-    return tuple(
-        gradient.to(dtype) if is_wanted else None
-        for gradient, dtype, is_wanted in zip(gradients, dtypes, wanted, strict=True)
-    )
+        query_grad, passage_grad, scale_grad = query_grad * loss_grad, passage_grad * loss_grad, scale_grad * loss_grad
+    if query_grad.dtype != ctx.dtype:
+        query_grad, passage_grad = query_grad.to(ctx.dtype), passage_grad.to(ctx.dtype)
+    return query_grad, passage_grad, scale_grad
 
 
 def _is_one(loss_grad: Tensor) -> bool:

@@ -10,7 +10,9 @@ from torch import Tensor
 
 from fastdense.loss import rules
 
+CPU = torch.device("cpu")  # to compare with: asking for a device's type takes microseconds
 FLOATING = ("float32", "bfloat16", "float16", "float64")
+_NAMES = {getattr(torch, name): name for name in FLOATING}
 
 
 class Problem(NamedTuple):
@@ -81,7 +83,7 @@ def make_problem(
         label_smoothing=float(label_smoothing),
         symmetric=bool(symmetric),
         mean=reduction == "mean",
-        chunk_bytes=chunk_bytes or rules.default_chunk_bytes(on_cpu=query.device.type == "cpu"),
+        chunk_bytes=chunk_bytes or rules.default_chunk_bytes(on_cpu=query.is_cpu),
     )
 
 
@@ -120,9 +122,17 @@ def _check_target(target: Tensor, query: Tensor, columns: int) -> Tensor:
     _check_vector("target", target, query.shape[0], "a query", query.device)
     _check_integer("target", target)
     if _values_readable(target) and target.numel() > 0:
-        low, high = torch.aminmax(target)
-        rules.check_target_range(int(low), int(high), columns)
+        rules.check_target_range(*_range(target), columns)
     return target.long()
+
+
+def _range(values: Tensor) -> tuple[int, int]:
+    """The smallest and the largest; of few values without an operation of torch's, which small problems notice."""
+    if values.numel() <= 64:
+        few = values.tolist()
+        return min(few), max(few)
+    low, high = torch.aminmax(values)
+    return int(low), int(high)
 
 
 def _check_weight(weight: Tensor, query: Tensor) -> None:
@@ -160,8 +170,8 @@ def _check_integer(name: str, tensor: Tensor) -> None:
 
 
 def _values_readable(tensor: Tensor) -> bool:
-    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+    return tensor.is_cpu and not torch.compiler.is_compiling()
 
 
 def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+    return _NAMES.get(dtype) or str(dtype).removeprefix("torch.")

@@ -6,7 +6,7 @@ import torch
 from fastdense import contrastive_loss, contrastive_loss_and_grad
 
 
-def operator_arguments(query, passage, *, symmetric=False, query_grad=True, passage_grad=True):
+def operator_arguments(query, passage, *, symmetric=False, query_grad=True, passage_grad=True, by_products=True):
     rows, columns = query.shape[0], passage.shape[0]
     return (
         query,
@@ -22,6 +22,7 @@ def operator_arguments(query, passage, *, symmetric=False, query_grad=True, pass
         passage_grad,
         3,
         1000,
+        by_products,
     )
 
 
@@ -36,11 +37,12 @@ def test_opcheck(implementation, draw, dtype, requires_grad, symmetric):
     torch.library.opcheck(operator, operator_arguments(query, passage, symmetric=symmetric))
 
 
-@pytest.mark.parametrize("wanted", [(False, False), (True, False), (False, True)])
-def test_opcheck_where_not_every_gradient_is_wanted(implementation, draw, wanted):
+@pytest.mark.parametrize("wanted", [(False, False, True), (True, False, True), (False, True, False)])
+def test_opcheck_where_not_every_result_is_wanted(implementation, draw, wanted):
     query, passage = draw("random", 7, 15, 12)
     operator = getattr(torch.ops.fastdense, f"contrastive_{implementation}").default
-    torch.library.opcheck(operator, operator_arguments(query, passage, query_grad=wanted[0], passage_grad=wanted[1]))
+    asked = dict(zip(("query_grad", "passage_grad", "by_products"), wanted, strict=True))
+    torch.library.opcheck(operator, operator_arguments(query, passage, **asked))
 
 
 @pytest.mark.parametrize("symmetric", [False, True])

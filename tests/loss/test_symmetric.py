@@ -145,7 +145,9 @@ def test_two_directions_one_after_the_other(oracle, draw, relative_error):
 
     def one_direction(*arguments):
         *first, mean, query_grad, passage_grad, chunk_bytes = arguments
-        return torch.ops.fastdense.contrastive_reference(*first, False, mean, query_grad, passage_grad, 0, chunk_bytes)
+        asked = (False, mean, query_grad, passage_grad, 0, chunk_bytes, True)
+        *result, by_products = torch.ops.fastdense.contrastive_reference(*first, *asked)
+        return (*result, *by_products)
 
     query, passage = draw("trained", 21, 63, 24)
     target, ids = targets("shared", 21, 63), torch.arange(63) % 31

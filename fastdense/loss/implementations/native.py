@@ -17,7 +17,7 @@ from fastdense.loss import exponential_pass, operator
 from fastdense.loss.exponentials import Chunk, Exponentials, choose_offset, empty_stored, gather
 from fastdense.loss.extras import with_extras
 from fastdense.loss.offsets import RowOffsets
-from fastdense.loss.problem import row_weights
+from fastdense.loss.problem import CPU, row_weights
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 NOT_BUILT = "fastdense was not built: install it with pip (torch must be installed before it)"
@@ -27,10 +27,11 @@ def unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
     """Why this implementation cannot run there, or None if it can. torch.compile traces it."""
     if _LOAD_FAILURE is not None:
         return _LOAD_FAILURE
-    if device.type not in ("cpu", "cuda"):
-        return f"it has no kernel for {device.type} tensors"
-    if device.type == "cuda" and not _CUDA_KERNEL:
-        return "it was built without CUDA kernels (no nvcc was found, or FASTDENSE_CUDA was OFF)"
+    if device != CPU:
+        if device.type != "cuda":
+            return f"it has no kernel for {device.type} tensors"
+        if not _CUDA_KERNEL:
+            return "it was built without CUDA kernels (no nvcc was found, or FASTDENSE_CUDA was OFF)"
     if dtype not in DTYPES:
         return f"it has no {str(dtype).removeprefix('torch.')} kernel, only float32, bfloat16 and float16"
     return None
@@ -119,7 +120,7 @@ def _load() -> str | None:
         torch.ops.load_library(Path(extension.origin).with_name("_ops.so"))
     except OSError as error:
         return f"its library could not be loaded: {error}"
-    _library.impl("contrastive_native", with_extras(_contrastive_on_gpu), "CUDA")
+    _library.impl("contrastive_native", operator.as_operator(with_extras(_contrastive_on_gpu)), "CUDA")
     operator.register(_library, "native")
     return None
 
