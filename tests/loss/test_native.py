@@ -106,7 +106,7 @@ def test_segments_of_passages(oracle, draw, relative_error, columns, options):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
-    ("rows", "columns", "width"), [(3, 900, 100), (70, 900, 100), (200, 333, 800), (1100, 120, 40)]
+    ("rows", "columns", "width"), [(3, 900, 100), (30, 901, 410), (70, 900, 100), (200, 333, 800), (1100, 120, 40)]
 )
 def test_the_number_of_threads_does_not_show_in_the_bits(draw, dtype, rows, columns, width):
     query, passage = draw("trained", rows, columns, width, dtype)
