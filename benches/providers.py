@@ -115,6 +115,7 @@ def providers(device: str, dtype: torch.dtype, only: Sequence[str] = ()) -> dict
         for name, module in IMPLEMENTATIONS.items()
         if module.unavailable(torch.device(device), dtype) is None
     }
+    makers["fastdense through autograd"] = partial(by_autograd, partial(fastdense.contrastive_loss, scale=SCALE))
     if device == "cuda" and dtype == torch.bfloat16 and torch.cuda.get_device_capability() == (9, 0):
         makers["fastdense native by mma"] = native_by_mma
     makers["naive autograd"] = partial(by_autograd, naive_loss)
