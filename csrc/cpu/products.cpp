@@ -352,20 +352,21 @@ void Products::add_target_gradients(const Segment& block, const RowResult* resul
 void Products::write_query_gradients(const RowResult* results) {
   const int64_t width = problem_.width;
   on_threads(panels_, count_ * width * 16, [&](const auto& next) {
-    Scratch<float> scratch(problem_.passage.scratch_size());
+    const int64_t stride = problem_.passage.scratch_size();
+    Scratch<float> scratch(kPanel * stride);
     for (int64_t panel = next(); panel >= 0; panel = next()) {
       const int64_t first = panel * kPanel, rows = std::min<int64_t>(kPanel, count_ - first);
       float* out[kPanel];
-      float factor[kPanel];
+      const void* target[kPanel];
+      float factor[kPanel], target_gradient[kPanel];
       for (int64_t i = 0; i < rows; ++i) {
-        const RowResult& result = results[first + i];
-        if (i + 1 < rows) problem_.passage.prefetch(target_[first + i + 1], 0, width);
         out[i] = gradients_.query + (first_row_ + first + i) * width;
-        factor[i] = result.factor;
-        kernels_.set_scaled(result.target_gradient, problem_.passage.get(target_[first + i], scratch.data()), width,
-                            out[i]);
+        target[i] = problem_.passage.get(target_[first + i], scratch.data() + i * stride);
+        factor[i] = results[first + i].factor;
+        target_gradient[i] = results[first + i].target_gradient;
       }
-      kernels_.add_panel(query_products_.data() + panel * width * kPanel, factor, static_cast<int>(rows), width, out);
+      kernels_.write_panel(query_products_.data() + panel * width * kPanel, factor, target, target_gradient,
+                           static_cast<int>(rows), width, out);
     }
   });
 }

@@ -123,8 +123,10 @@ struct Kernels {
                           int64_t panel_stride);
   // count (at most 32) rows of values [width] to the first columns of a panel.
   void (*pack_panel)(const void* const* values, int count, int64_t width, uint32_t* out);
-  // to[i] [width] += factor[i] * column i of a panel of float32, for the first count columns.
-  void (*add_panel)(const float* panel, const float* factor, int count, int64_t width, float* const* to);
+  // to[i] [width] = factor[i] * column i of a panel of float32 + value_factor[i] * values[i], for the first count
+  // columns.
+  void (*write_panel)(const float* panel, const float* factor, const void* const* values, const float* value_factor,
+                      int count, int64_t width, float* const* to);
   // One panel of exponentials, columns long, to blocks of its columns' rows: out[column * 32 + unit], 32 / depth units.
   // What lies `ahead` units behind the panel is prefetched.
   void (*transpose_exponentials)(const uint32_t* panel, int64_t columns, int64_t ahead, uint32_t* out);
