@@ -101,32 +101,38 @@ def attention(
 
 
 class _DroppedAttention(torch.autograd.Function):
-    """Keeps the weights before dropout; those after it follow from the seed."""
+    """Keeps the weights before dropout; those after it follow from the seed.
+
+    Heads' rows are gathered once, the query's scaled: products of what lies apart would copy it each time.
+    """
 
     @staticmethod
     def forward(
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, p: float
     ) -> Tensor:
-        scores = (query * scale) @ key.transpose(2, 3)
+        scaled = torch.mul(query, scale, out=query.new_empty(query.shape))
+        key, value = key.contiguous(), value.contiguous()
+        scores = scaled @ key.transpose(2, 3)
         if mask is not None and mask.dtype == torch.bool:
             # Not minus infinity: a row of padding that may attend to nothing would become nan.
             scores.masked_fill_(~mask, torch.finfo(scores.dtype).min)
         elif mask is not None:
             scores += mask
         weights = F.softmax(scores, dim=-1, dtype=torch.float32)
-        ctx.save_for_backward(query, key, value, weights)
+        ctx.save_for_backward(scaled, key, value, weights)
         ctx.scale, ctx.p, ctx.seed = scale, p, _draw_seed()
         return _drop(weights, p, ctx.seed, value.dtype) @ value
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, weights = ctx.saved_tensors
+        scaled, key, value, weights = ctx.saved_tensors
+        gradient = gradient.contiguous()
         dropped = _drop(weights, ctx.p, ctx.seed, value.dtype)
         weights_grad = _drop(gradient @ value.transpose(2, 3), ctx.p, ctx.seed, torch.float32)
-        scores_grad = torch.ops.aten._softmax_backward_data(weights_grad, weights, -1, torch.float32).to(query.dtype)
-        scores_grad *= ctx.scale
-        return scores_grad @ key, scores_grad.transpose(2, 3) @ query, dropped.transpose(2, 3) @ gradient, *[None] * 3
+        scores_grad = torch.ops.aten._softmax_backward_data(weights_grad, weights, -1, torch.float32).to(key.dtype)
+        query_grad = (scores_grad @ key).mul_(ctx.scale)
+        return query_grad, scores_grad.transpose(2, 3) @ scaled, dropped.transpose(2, 3) @ gradient, *[None] * 3
 
 
 def use_cpu_dropout(model: nn.Module, own_attention: bool) -> str | None:

@@ -96,8 +96,7 @@ class LinearChoice(TrainerCallback, ExportableState):
         """Measure, unless the checkpoint that the run goes on from says what to choose."""
         kept = state.stateful_callbacks.get(type(self).__name__, self.state())["args"]["chosen"]
         self.chosen = self._choose(kwargs["model"], state.is_world_process_zero) if kept is None else kept
-        if self.chosen:
-            use_onednn(kwargs["model"], self.chosen)
+        use_onednn(kwargs["model"], self.chosen)
 
     def _choose(self, model: nn.Module, tells: bool) -> list[Product]:
         measured = measured_gains(model)

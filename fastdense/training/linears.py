@@ -94,11 +94,12 @@ def large_layers(model: nn.Module) -> list[nn.Linear]:
 
 
 def use_onednn(model: nn.Module, chosen: Iterable[Product]) -> None:
-    """Let oneDNN make these products in the model's large float32 layers; parameters, names and hooks stay."""
-    for layer in large_layers(model):
+    """Let oneDNN make these products, if any, in the model's large float32 layers; parameters, names and hooks stay."""
+    by_onednn = frozenset(chosen)
+    for layer in large_layers(model) if by_onednn else ():
         layer.__class__ = ChosenLinear
         assert isinstance(layer, ChosenLinear)
-        layer.by_onednn = frozenset(chosen)
+        layer.by_onednn = by_onednn
 
 
 def onednn_missing() -> bool:
