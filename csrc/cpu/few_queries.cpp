@@ -5,6 +5,7 @@
 #include "cpu/products.h"
 
 namespace fastdense::cpu {
+
 // The next passages of a block from row on, their columns of a part of the width; the ones after them are sent for.
 int Products::take_rows_few(const Segment& block, int64_t row, const Segment& width, float* scratch,
                             const float** passages) const {

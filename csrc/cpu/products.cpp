@@ -127,7 +127,7 @@ void Products::add_gradients(const RowResult* results, const std::function<void(
 }
 
 void Products::score(const std::vector<int64_t>& panels, const Segment& segment, const VisitScores& visit) {
-  const double operations = 2.0 * panels.size() * kPanel * segment.count * problem_.width;
+  const double operations = 2.0 * rows_multiplied(panels.size()) * segment.count * problem_.width;
   on_threads(ceil_div(segment.count, group_columns_), operations, [&](const auto& next) {
     Scratch<uint32_t> packed(few_ ? 0 : round_up(width_units_, kBlock) * kColumnBlock);
     Scratch<float> scores(kColumnBlock * kPanel), scratch(kRowsAtOnce * problem_.passage.scratch_size());
@@ -276,7 +276,7 @@ void Products::pack_passage_steps(const Segment& passages, const Segment& width,
 
 void Products::multiply_queries(const Segment& segment, const RowResult* results, bool accumulate) {
   const int64_t blocks = ceil_div(segment.count, block_columns_);
-  const double operations = 2.0 * panels_ * kPanel * segment.count * problem_.width;
+  const double operations = 2.0 * rows_multiplied(panels_) * segment.count * problem_.width;
   on_threads(blocks, operations, [&](const auto& next) {
     Scratch<uint32_t> packed(few_ ? 0 : round_up(panels_at_once() * kPanel / kernels_.depth, kBlock) * kColumnBlock);
     Scratch<float> scratch(problem_.query.scratch_size());

@@ -79,6 +79,7 @@ class Products {
   void pack_weights(const Segment& block, int64_t segment_first, const Segment& panels, uint32_t* packed);
   void multiply_queries_panels(const Segment& block, const Segment& panels, const uint32_t* packed, bool accumulate);
   int64_t panels_at_once() const;
+  int64_t rows_multiplied(int64_t panels) const { return few_ ? count_ : panels * kPanel; }
   void add_target_gradients(const Segment& block, const RowResult* results, float* scratch);
   void write_query_gradients(const RowResult* results);
 
