@@ -15,6 +15,7 @@ NAME = "cpu-amd-epyc-zen4"  # whose results the pages show
 SHAPE = (4096, 8192, 768)
 DTYPES = ("float32", "bfloat16")
 START, END = "<!-- made by `python -m benches table` -->", "<!-- end of what it makes -->"
+SHAPES_START = "<!-- made by `python -m benches table`, every shape -->"
 BARE = "three products, "
 LABELS = {
     "fastdense native": "**fastdense**",
@@ -29,6 +30,8 @@ COLUMNS = {  # what a page calls it: its name in the JSON, its form
     "gradient error": ("error", ".1e"),
 }
 PAGES = {"README.md": ("x bare", "gradient error"), "docs/loss.md": ("x bare", "ms", "gradient error")}
+SHAPES_PAGE = "docs/loss.md"
+COMPARED = {"fastdense native": "fastdense", "fastdense through autograd": "by autograd", "naive autograd": "naive"}
 
 Row = dict[str, Any]
 
@@ -44,9 +47,21 @@ def table(columns: tuple[str, ...], reports: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def _rows(report: Row) -> dict[str, Row]:
+def shapes_table(reports: list[Row]) -> str:
+    """A line for each shape: the times of the compared providers over the bare products'."""
+    titles = [f"{report['dtype']}: {', '.join(COMPARED.values())}" for report in reports]
+    lines = [f"| N x M x D | {' | '.join(titles)} |"]
+    lines.append("|---" * (len(reports) + 1) + "|")
+    for shape in sorted(tuple(result["shape"]) for result in reports[0]["results"]):
+        found = [_rows(report, shape) for report in reports]
+        cells = [", ".join(_cell(rows[provider], ("x bare",)) for provider in COMPARED) for rows in found]
+        lines.append(f"| {' x '.join(f'{size:,}' for size in shape)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _rows(report: Row, shape: tuple[int, ...] = SHAPE) -> dict[str, Row]:
     """By provider; of the ways to ask for the bare products only the fastest."""
-    result = next(result for result in report["results"] if tuple(result["shape"]) == SHAPE)
+    result = next(result for result in report["results"] if tuple(result["shape"]) == shape)
     bare = [row for row in result["rows"] if row["provider"].startswith(BARE)]
     fastest = min(bare, key=lambda row: float(row["median_ms"]))
     others = {row["provider"]: row for row in result["rows"] if row not in bare}
@@ -62,11 +77,11 @@ def _cell(row: Row, columns: tuple[str, ...]) -> str:
     return ", ".join(format(row[name], form) for name, form in fields if row[name] is not None)
 
 
-def with_table(text: str, made: str) -> str:
+def with_table(text: str, made: str, start: str = START) -> str:
     """``text`` with ``made`` between the markers."""
-    before, _, rest = text.partition(START)
+    before, _, rest = text.partition(start)
     after = rest.partition(END)[2]
-    return f"{before}{START}\n\n{made}\n\n{END}{after}"
+    return f"{before}{start}\n\n{made}\n\n{END}{after}"
 
 
 def main() -> None:
@@ -78,6 +93,8 @@ def main() -> None:
     for page, columns in PAGES.items():
         old = (ROOT / page).read_text(encoding="utf-8")
         new = with_table(old, table(columns, reports))
+        if page == SHAPES_PAGE:
+            new = with_table(new, shapes_table(reports), SHAPES_START)
         if new != old:
             differing.append(page)
         if not arguments.check:
