@@ -32,19 +32,22 @@ print(faults())
 """
 
 
-# Sixty layers, each with a tensor that lives on, one that does not, and small ones.
+# Sixty layers, each with a tensor that lives on, one that does not, and what little things take of glibc's slivers.
 FORWARD_PASS = """
+import ctypes
 import torch
 from benches.machine import resident_kib
 from fastdense.training import freed_memory
 {call}
 
+libc = ctypes.CDLL(None)
 kept = []
 before = resident_kib("VmRSS")
 for _ in range(60):
     freed = torch.ones(1024, 384)
     kept.append(torch.ones(1024, 384))
-    kept += [torch.ones(1) for _ in range(20)]
+    for size in (24, 40, 56, 72) * 10:
+        libc.malloc(size)
     del freed
 print(resident_kib("VmRSS") - before >> 10)
 """
@@ -75,7 +78,7 @@ def test_a_second_step_finds_the_memory_of_the_first() -> None:
 def test_a_freed_tensor_leaves_room_for_another_of_its_size() -> None:
     held = 60 * 1024 * 384 * 4 >> 20
     keep_only = "import ctypes; libc = ctypes.CDLL(None); libc.mallopt(-1, -1); libc.mallopt(-3, 1 << 25)"
-    assert printed_by(FORWARD_PASS.format(call=keep_only)) > 1.8 * held  # else this test shows nothing
+    assert printed_by(FORWARD_PASS.format(call=keep_only)) > 1.4 * held  # else this test shows nothing
     assert held <= printed_by(FORWARD_PASS.format(call=REUSE)) < 1.2 * held
 
 
