@@ -31,7 +31,9 @@ void* allocate(size_t bytes) {
 // Blocks of calls that are over, the last one first: the next training step asks for the same sizes.
 class KeptBlocks {
  public:
-  KeptBlocks(size_t most_bytes, ptrdiff_t most_blocks) : most_bytes_(most_bytes), most_blocks_(most_blocks) {}
+  KeptBlocks(size_t most_bytes, ptrdiff_t most_blocks) : most_bytes_(most_bytes), most_blocks_(most_blocks) {
+    blocks_.reserve(most_blocks + 1);  // putting a block back must not fail
+  }
   ~KeptBlocks() { keep(0); }
 
   void* take(size_t bytes) {

@@ -49,16 +49,9 @@ class ContrastiveResult(NamedTuple):
 def call(
     implementation: str, problem: Problem, query_grad: bool, passage_grad: bool, hardest: int = 0
 ) -> ContrastiveResult:
-    """Run an implementation's operator; a gradient that is not asked for comes back without elements.
-
-    The operator has a backward; where it is of no use, it is passed over, which small problems notice.
-    """
-    operator, arguments = _operator(implementation), _arguments(problem, query_grad, passage_grad, hardest, True)
-    if torch.compiler.is_compiling() or torch.is_grad_enabled():
-        *result, by_products = operator(*arguments)
-    else:
-        with torch._C._AutoDispatchBelowAutograd():
-            *result, by_products = operator(*arguments)
+    """Run an implementation's operator; a gradient that is not asked for comes back without elements."""
+    arguments = _arguments(problem, query_grad, passage_grad, hardest, True)
+    *result, by_products = _run(_operator(implementation), arguments)
     return ContrastiveResult(*result, *by_products)
 
 
@@ -70,9 +63,17 @@ def differentiable_loss(implementation: str, problem: Problem, query_grad: bool,
     """
     operator, arguments = _operator(implementation), _arguments(problem, query_grad, passage_grad, 0, False)
     if torch.compiler.is_compiling() or not (query_grad or passage_grad or problem.scale.requires_grad):
-        loss: Tensor = operator(*arguments)[0]
+        loss: Tensor = _run(operator, arguments)[0]
         return loss
     return _EagerLoss.apply(problem.query, problem.passage, problem.scale, operator, arguments)
+
+
+def _run(operator: Callable[..., tuple[Any, ...]], arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The operator has a backward; where it is of no use, it is passed over, which small problems notice."""
+    if torch.compiler.is_compiling() or torch.is_grad_enabled():
+        return operator(*arguments)
+    with torch._C._AutoDispatchBelowAutograd():
+        return operator(*arguments)
 
 
 def _operator(implementation: str) -> Callable[..., tuple[Any, ...]]:
@@ -111,8 +112,7 @@ class _EagerLoss(torch.autograd.Function):
         operator: Callable[..., tuple[Any, ...]],
         arguments: tuple[Any, ...],
     ) -> Tensor:
-        with torch._C._AutoDispatchBelowAutograd():
-            loss, query_grad, passage_grad, scale_grad, _ = operator(*arguments)
+        loss, query_grad, passage_grad, scale_grad, _ = _run(operator, arguments)
         ctx.save_for_backward(query_grad, passage_grad, scale_grad)
         ctx.dtype = query.dtype
         return loss

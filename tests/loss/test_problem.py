@@ -29,6 +29,7 @@ BAD = [
     ({"target": [0, 1, 2, 3]}, TypeError, "target must be a torch.Tensor, got list"),
     ({"target": torch.tensor([0, 1, 2, 12])}, ValueError, r"target must lie in \[0, 12\), got values from 0 to 12"),
     ({"target": torch.tensor([0, 1, 2, -1])}, ValueError, r"target must lie in \[0, 12\), got values from -1 to 2"),
+    ({"query": Q.repeat(30, 1), "target": torch.arange(120) - 1}, ValueError, "got values from -1 to 118"),
     ({"target": torch.zeros(4, dtype=torch.long, device="meta")}, ValueError, "target must be on the device of query"),
     ({"scale": 0.0}, ValueError, "scale .* greater than 0, got 0.0"),
     ({"scale": -1}, ValueError, "scale .* greater than 0, got -1"),
@@ -74,6 +75,7 @@ def test_an_implementation_asked_for_by_name_runs_or_says_why_not():
 def test_auto_takes_what_can_run():
     assert contrastive_loss(Q.double(), P.double()).dtype == torch.float64
     assert backends("cpu")["auto"].startswith("native for float32 on cpu")
+    assert backends("cpu:0") == backends("cpu")
     report = backends("cpu", torch.float64)
     assert report["auto"].startswith(
         "reference for float64 on cpu, because native cannot run: it has no float64 kernel"
