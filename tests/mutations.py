@@ -17,6 +17,7 @@ ROOT = Path(__file__).parent.parent
 SEMANTICS = "tests/loss/test_semantics.py"
 ACCURACY = "tests/loss/test_accuracy.py"
 CHUNKS = "tests/loss/test_chunks.py"
+NATIVE = "tests/loss/test_native.py"
 JAX_LOSS = "tests/jax/test_loss.py"
 
 
@@ -79,6 +80,27 @@ MUTATIONS = [
         "target_[i] / block_columns_]++",
         "target_[i] / kColumnBlock]++",
         (ACCURACY,),
+    ),
+    Mutation(
+        "native: few queries, tail of the width",
+        "csrc/cpu/gemm/few.inc",
+        "      for (int64_t rest = d; rest < end; ++rest) sum += passages[j][rest] * queries[i][rest];\n",
+        "",
+        (ACCURACY,),
+    ),
+    Mutation(
+        "native: few queries, last passages",
+        "csrc/cpu/gemm/few.inc",
+        "  for (int j = 0; j < rows; ++j) add_rows_of<1>(passages + j, weights + j * kPanel, count, width, to);\n",
+        "",
+        (ACCURACY,),
+    ),
+    Mutation(
+        "native: few queries, parts of the width",
+        "csrc/cpu/few_queries.cpp",
+        "kFewQueries + i * size",
+        "kFewQueries + i * width",
+        (NATIVE,),
     ),
     Mutation(
         "reference: mask by passage_id",
