@@ -53,10 +53,13 @@ def test_float32_gradients_are_within_two_millionths(implementation, oracle, dra
         assert error <= 2e-6 * expected.norm().clamp_min(scale / len(query) ** 0.5), name
 
 
+@pytest.mark.parametrize("rows", [32, 40])  # few queries go a way of their own in csrc/cpu
 @pytest.mark.parametrize("scale", [1.0, 10.0])
-def test_wide_float32_scores_are_not_summed_in_one_long_chain(implementation, oracle, draw, relative_error, scale):
+def test_wide_float32_scores_are_not_summed_in_one_long_chain(
+    implementation, oracle, draw, relative_error, scale, rows
+):
     """Its rounding grows with the width, and a gradient has it times the scale: 6e-6 here, plain torch's 2e-6."""
-    query, passage = draw("trained", 32, 64, 4096)
+    query, passage = draw("trained", rows, 2 * rows, 4096)
     exact = oracle(query, passage, scale=scale)
     plain = oracle(query, passage, scale=scale, dtype=torch.float32)
     result = contrastive_loss_and_grad(query, passage, scale=scale, implementation=implementation)
