@@ -37,11 +37,12 @@ def options(choice, rows, columns):
     return {name: drawn[name] if value == "some" else value for name, value in choice.items()}
 
 
+@pytest.mark.parametrize("rows", [21, 39])  # few queries go a way of their own in csrc/cpu
 @pytest.mark.parametrize("choice", OPTIONS.values(), ids=OPTIONS.keys())
 @pytest.mark.parametrize("chunk_bytes", [1, 2000, None])
-def test_options(implementation, oracle, draw, relative_error, choice, chunk_bytes):
-    query, passage = draw("trained", 21, 63, 24)
-    chosen = options(choice, 21, 63)
+def test_options(implementation, oracle, draw, relative_error, choice, chunk_bytes, rows):
+    query, passage = draw("trained", rows, 3 * rows, 24)
+    chosen = options(choice, rows, 3 * rows)
     exact = oracle(query, passage, scale=9.0, **chosen)
     result = contrastive_loss_and_grad(
         query, passage, scale=9.0, implementation=implementation, chunk_bytes=chunk_bytes, **chosen
