@@ -3,10 +3,10 @@
     python -m benches contrastive_loss --shape 1024x2048x384 --shape 4096x8192x768 --dtype float32 --threads 2
 
 The providers take turns in one process, so that a busy machine slows all of them; times are medians, of turns of
-several calls where one takes less than 2 ms. "x bare" is a
-provider's time over that of the fastest way to make torch compute the three products alone; TFLOP/s counts the six
-N M D operations that loss and gradients need, whoever does more. A provider whose gradients are wrong shows its error
-and no time. Peak memory is what a call adds, results included.
+several calls where one takes less than 2 ms. "x bare" is a provider's time over that of the fastest way to make torch
+compute the three products alone; TFLOP/s counts the six N M D operations that loss and gradients need, whoever does
+more. A provider whose gradients are wrong shows its error and no time. Peak memory is what a call adds, results
+included.
 """
 
 import argparse
@@ -132,12 +132,12 @@ def measure(shape: tuple[int, int, int], dtype: str, device: str, repeats: int, 
         if error <= LARGEST_ERROR[dtype]:
             timed[name] = function
             rows[name].peak_mib = peak_mib(partial(function, *inputs), device)
-    calls = {name: max(1, int(SHORTEST / turn(timed[name], 1, *inputs))) for name in timed}
     seconds: dict[str, list[float]] = {name: [] for name in timed}
     for _ in range(repeats):
         for name, samples in seconds.items():
             if not _hopeless(seconds, name):
-                samples.append(turn(timed[name], calls[name], *inputs))
+                calls = max(1, int(SHORTEST / samples[0])) if samples else 1  # the first turn tells how many
+                samples.append(turn(timed[name], calls, *inputs))
     products = min(statistics.median(seconds[name]) for name in bare)
     for name, samples in seconds.items():
         median = statistics.median(samples)

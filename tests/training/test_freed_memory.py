@@ -78,7 +78,7 @@ def test_a_second_step_finds_the_memory_of_the_first() -> None:
 def test_a_freed_tensor_leaves_room_for_another_of_its_size() -> None:
     held = 60 * 1024 * 384 * 4 >> 20
     keep_only = "import ctypes; libc = ctypes.CDLL(None); libc.mallopt(-1, -1); libc.mallopt(-3, 1 << 25)"
-    assert printed_by(FORWARD_PASS.format(call=keep_only)) > 1.4 * held  # else this test shows nothing
+    assert printed_by(FORWARD_PASS.format(call=keep_only)) > 1.6 * held  # else this test shows nothing
     assert held <= printed_by(FORWARD_PASS.format(call=REUSE)) < 1.2 * held
 
 
