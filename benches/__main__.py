@@ -4,12 +4,10 @@ import runpy
 import sys
 from pathlib import Path
 
-HELPERS = {"__main__", "machine", "providers", "step_inputs", "step_providers"}
-
 
 def main() -> None:
-    folder = Path(__file__).parent
-    benches = sorted(path.stem for path in folder.glob("*.py") if path.stem not in HELPERS)
+    files = [path for path in Path(__file__).parent.glob("*.py") if path != Path(__file__)]
+    benches = sorted(path.stem for path in files if '__name__ == "__main__"' in path.read_text(encoding="utf-8"))
     name = sys.argv[1] if len(sys.argv) > 1 else None
     if name not in benches:
         print("usage: python -m benches NAME [ARGUMENTS]; NAME is one of: " + ", ".join(benches))

@@ -8,9 +8,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benches.step_table import PAGE, with_table
+from benches.pages import start_marker, with_table
+from benches.step_table import PAGE
 
-START = "<!-- made by `python -m benches ranks_table` -->"
+START = start_marker("ranks_table")
 COLUMNS = {
     "ranks": ("ranks", "d"),
     "loss, CPU ms a rank": ("loss_cpu_ms", ".0f"),

@@ -8,8 +8,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-PAGE = Path(__file__).parent.parent / "docs" / "training.md"
-START, END = "<!-- made by `python -m benches step_table` -->", "<!-- end of what it makes -->"
+from benches.pages import ROOT, start_marker, with_table
+
+PAGE = ROOT / "docs" / "training.md"
+START = start_marker("step_table")
 COLUMNS = {
     "examples/s": ("examples_per_second", ".1f"),
     "x sentence-transformers": ("times_base", ".2f"),
@@ -34,20 +36,11 @@ def table(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def with_table(page: str, made: str, opening: str = START) -> str:
-    """``page`` with ``made`` between the markers, which it must have."""
-    before, start, rest = page.partition(opening)
-    _, end, after = rest.partition(END)
-    if not (start and end):
-        raise SystemExit(f"step_table: {PAGE} lacks its two markers, {opening} and {END}")
-    return f"{before}{opening}\n\n{made}\n\n{END}{after}"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path, nargs="+", help="JSON of python -m benches train_step")
     tables = [table(json.loads(file.read_text())) for file in parser.parse_args().results]
-    PAGE.write_text(with_table(PAGE.read_text(encoding="utf-8"), "\n\n".join(tables)), encoding="utf-8")
+    PAGE.write_text(with_table(PAGE.read_text(encoding="utf-8"), "\n\n".join(tables), START), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -7,15 +7,14 @@ python -m benches table --check    changes nothing; exit status 1 where a page a
 import argparse
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parent.parent
+from benches.pages import ROOT, start_marker, with_table
+
 NAME = "cpu-amd-epyc-zen4"  # whose results the pages show
 SHAPE = (4096, 8192, 768)
 DTYPES = ("float32", "bfloat16")
-START, END = "<!-- made by `python -m benches table` -->", "<!-- end of what it makes -->"
-SHAPES_START = "<!-- made by `python -m benches table`, every shape -->"
+START, SHAPES_START = start_marker("table"), start_marker("table", "every shape")
 BARE = "three products, "
 LABELS = {
     "fastdense native": "**fastdense**",
@@ -77,13 +76,6 @@ def _cell(row: Row, columns: tuple[str, ...]) -> str:
     return ", ".join(format(row[name], form) for name, form in fields if row[name] is not None)
 
 
-def with_table(text: str, made: str, start: str = START) -> str:
-    """``text`` with ``made`` between the markers."""
-    before, _, rest = text.partition(start)
-    after = rest.partition(END)[2]
-    return f"{before}{start}\n\n{made}\n\n{END}{after}"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="only compare")
@@ -92,7 +84,7 @@ def main() -> None:
     differing = []
     for page, columns in PAGES.items():
         old = (ROOT / page).read_text(encoding="utf-8")
-        new = with_table(old, table(columns, reports))
+        new = with_table(old, table(columns, reports), START)
         if page == SHAPES_PAGE:
             new = with_table(new, shapes_table(reports), SHAPES_START)
         if new != old:

@@ -31,6 +31,13 @@ def test_the_pages_show_what_was_measured():
     assert done.returncode == 0, done.stderr
 
 
+def test_what_can_be_run_is_listed_without_its_helpers():
+    done = run()
+    listed = set(done.stdout.partition("one of: ")[2].strip().split(", "))
+    assert {"contrastive_loss", "train_step", "table"} <= listed
+    assert not listed & {"__main__", "machine", "pages", "providers", "utilization"}
+
+
 def test_a_page_that_says_something_else_is_found(benches, monkeypatch, tmp_path):
     table = benches("table")
     text = (ROOT / "README.md").read_text(encoding="utf-8").replace("| naive autograd | ", "| naive autograd | 9")
@@ -193,13 +200,14 @@ def test_the_step_s_table_shows_the_json_and_nothing_for_what_was_not_measured(b
     report = {"machine": "m", "threads": 2, "torch": "t", "model": "n", "n_passages": 2, "dtype": "float32"}
     rows = [{**row, "peak_mib": None}, {**row, "provider": "y", "times_base": 2.0, "peak_mib": None}]
     report["results"] = [{"batch": 64, "rows": rows}]
-    page = table.with_table(f"a{table.START}old{table.END}b", table.table(report))
+    pages = benches("pages")
+    page = pages.with_table(f"a{table.START}old{pages.END}b", table.table(report), table.START)
     assert "| 64 | x | 12.3 |  | 5.1% | 1.0e-07 |\n| 64 | y | 12.3 | 2.00 | 5.1% | 1.0e-07 |" in page
     assert "peak" not in page
     assert "old" not in page
     assert (page[0], page[-1]) == ("a", "b")
     with pytest.raises(SystemExit, match="markers"):
-        table.with_table("a page without them", "")
+        pages.with_table("a page without them", "", table.START)
 
 
 def test_a_step_needs_six_operations_for_each_weight_and_token(benches):
@@ -215,7 +223,7 @@ def test_the_ranks_bench_and_its_table(benches, tmp_path):
     table = benches("ranks_table")
     report = json.loads((ROOT / "benches/results/ranks-cpu-intel-xeon-sapphire-rapids.json").read_text())
     page = (ROOT / "docs/training.md").read_text(encoding="utf-8")
-    assert benches("step_table").with_table(page, table.table(report), table.START) == page
+    assert benches("pages").with_table(page, table.table(report), table.START) == page
 
 
 @pytest.mark.parametrize(
