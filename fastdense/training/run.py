@@ -27,6 +27,7 @@ from fastdense.training.guide import with_guide
 from fastdense.training.hub_push import HubPush
 from fastdense.training.library_checks import check_libraries
 from fastdense.training.objective import with_prefixes
+from fastdense.training.ranks import end_together
 from fastdense.training.run_record import RunRecord, given_flags, provenance
 from fastdense.training.trainer import RetrieverTrainer
 
@@ -80,8 +81,9 @@ def train(
     trainer.save_state()
     if args.process_index == 0:
         _tell(trainer, provenance(data, args, trainer.state, hub.repository if hub else None))
-        if hub is not None:
-            hub.push_trained(Path(args.output_dir))
+    end_together()
+    if hub is not None:  # after it: a push may take longer than ranks wait for one another
+        hub.push_trained(Path(args.output_dir))
 
 
 def _assemble(
