@@ -100,6 +100,12 @@ def sentence_transformers_cached() -> Provider | None:
     return run
 
 
+def compiled() -> Provider:
+    """Anew for every shape; after a few torch would go on uncompiled, and with ``fullgraph`` it says so instead."""
+    torch._dynamo.config.recompile_limit = 100
+    return by_autograd(torch.compile(naive_loss, dynamic=False, fullgraph=True))
+
+
 def of_peer(name: str, device: str) -> Provider | None:
     loss = make_peer(name, device, SCALE)
     return None if loss is None else by_autograd(loss)
@@ -119,7 +125,7 @@ def providers(device: str, dtype: torch.dtype, only: Sequence[str] = ()) -> dict
     if device == "cuda" and dtype == torch.bfloat16 and torch.cuda.get_device_capability() == (9, 0):
         makers["fastdense native by mma"] = native_by_mma
     makers["naive autograd"] = partial(by_autograd, naive_loss)
-    makers["torch.compile"] = lambda: by_autograd(torch.compile(naive_loss, dynamic=False))
+    makers["torch.compile"] = compiled
     makers["F.linear_cross_entropy"] = torch_fused
     makers["Python chunks of 256"] = lambda: python_chunks
     makers["sentence-transformers"] = sentence_transformers_cached

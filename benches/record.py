@@ -9,11 +9,9 @@ is the machine that README.md and docs/loss.md show, their tables.
 import argparse
 import subprocess
 import sys
-from pathlib import Path
 
 from benches import table
-
-ROOT = Path(__file__).parent.parent
+from benches.pages import ROOT
 
 # Beside the squares that --sweep adds: what the tables show, a smaller one, and those that are all overhead.
 SHAPES = ["x".join(map(str, table.SHAPE)), "1024x2048x384", "32x64x768", "1x64x768"]

@@ -91,16 +91,30 @@ MUTATIONS = [
     Mutation(
         "native: few queries, last passages",
         "csrc/cpu/gemm/few.inc",
-        "  for (int j = 0; j < rows; ++j) add_rows_of<1>(passages + j, weights + j * kPanel, count, width, to);\n",
+        "  for (; j < rows; ++j) work(Rows<1>{}, j);\n",
         "",
         (ACCURACY,),
     ),
     Mutation(
         "native: few queries, parts of the width",
         "csrc/cpu/few_queries.cpp",
-        "kFewQueries + i * size",
-        "kFewQueries + i * width",
+        "count_ + i * size",
+        "count_ + i * width",
         (NATIVE,),
+    ),
+    Mutation(
+        "native: few queries, the second panel",
+        "csrc/cpu/few_queries.cpp",
+        "accumulate || panel > 0",
+        "accumulate",
+        (SEMANTICS,),
+    ),
+    Mutation(
+        "native: few queries, the second chunk",
+        "csrc/cpu/few_queries.cpp",
+        "accumulate || panel > 0",
+        "panel > 0",
+        (SEMANTICS,),
     ),
     Mutation(
         "reference: mask by passage_id",

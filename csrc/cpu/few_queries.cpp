@@ -1,7 +1,5 @@
 // The three products for few queries: every passage is read where it lies.
 
-#include <cstring>
-
 #include "cpu/products.h"
 
 namespace fastdense::cpu {
@@ -19,11 +17,12 @@ int Products::take_rows_few(const Segment& block, int64_t row, const Segment& wi
   return rows;
 }
 
-void Products::score_few(const Segment& block, float* scores, float* scratch) {
+void Products::score_few(int64_t panel, const Segment& block, float* scores, float* scratch) {
   const float* passages[kRowsAtOnce];
   for (int64_t j = 0; j < block.count; j += kRowsAtOnce) {
     const int rows = take_rows_few(block, block.first + j, {0, problem_.width}, scratch, passages);
-    kernels_.score_rows(rows, passages, few_queries_, static_cast<int>(count_), problem_.width, scores + j * kPanel);
+    kernels_.score_rows(rows, passages, few_queries_ + panel * kPanel, rows_of_panel(panel), problem_.width,
+                        scores + j * kPanel);
   }
 }
 
@@ -35,30 +34,35 @@ void Products::multiply_passages_few(const Segment& segment) {
     Scratch<float> scratch(kRowsAtOnce * problem_.passage.scratch_size());
     for (int64_t part = next(); part >= 0; part = next()) {
       const Segment columns{part * part_width_, std::min(part_width_, width - part * part_width_)};
-      float* sums = query_products_.data() + columns.first * kFewQueries;
-      if (segment.first == 0) std::memset(sums, 0, count_ * columns.count * sizeof(float));
+      float* sums = query_products_.data() + columns.first * count_;
       const float* passages[kRowsAtOnce];
       for (int64_t j = 0; j < segment.count; j += kRowsAtOnce) {
         const int rows = take_rows_few(segment, segment.first + j, columns, scratch.data(), passages);
-        kernels_.add_rows(rows, passages, reinterpret_cast<const float*>(weights(0) + j * kPanel),
-                          static_cast<int>(count_), columns.count, sums);
+        for (int64_t panel = 0; panel < panels_; ++panel) {
+          kernels_.add_rows(rows, passages, few_weights(panel, j), rows_of_panel(panel), columns.count,
+                            sums + panel * kPanel * columns.count, segment.first + j > 0);
+        }
       }
     }
   });
 }
 
-void Products::multiply_queries_few(const Segment& block, int64_t segment_first, const RowResult* results) {
+void Products::multiply_queries_few(const Segment& block, int64_t segment_first, const RowResult* results,
+                                    bool accumulate) {
   float factors[kRowsAtOnce * kPanel];
   for (int64_t j = 0; j < block.count; j += kRowsAtOnce) {
     const int rows = static_cast<int>(std::min<int64_t>(kRowsAtOnce, block.count - j));
-    const auto* exponential = reinterpret_cast<const float*>(weights(0) + (block.first + j - segment_first) * kPanel);
-    for (int64_t k = 0; k < rows; ++k) {
-      for (int64_t i = 0; i < count_; ++i) {
-        factors[k * kPanel + i] = exponential[k * kPanel + i] * results[i].factor;
+    for (int64_t panel = 0; panel < panels_; ++panel) {
+      const float* exponential = few_weights(panel, block.first + j - segment_first);
+      const int count = rows_of_panel(panel);
+      for (int64_t k = 0; k < rows; ++k) {
+        for (int64_t i = 0; i < count; ++i) {
+          factors[k * kPanel + i] = exponential[k * kPanel + i] * results[panel * kPanel + i].factor;
+        }
       }
+      kernels_.combine_rows(rows, factors, few_queries_ + panel * kPanel, count, problem_.width,
+                            gradients_.passage + (block.first + j) * problem_.width, accumulate || panel > 0);
     }
-    kernels_.combine_rows(rows, factors, few_queries_, static_cast<int>(count_), problem_.width,
-                          gradients_.passage + (block.first + j) * problem_.width);
   }
 }
 
@@ -66,12 +70,12 @@ void Products::write_query_gradients_few(const RowResult* results) {
   const int64_t width = problem_.width;
   Scratch<float> scratch(problem_.passage.scratch_size());
   for (int64_t i = 0; i < count_; ++i) {
-    float* out = gradients_.query + i * width;
-    kernels_.set_scaled(results[i].target_gradient, problem_.passage.get(target_[i], scratch.data()), width, out);
+    const auto* target = static_cast<const float*>(problem_.passage.get(target_[i], scratch.data()));
+    float* out = gradients_.query + (first_row_ + i) * width;
     for (int64_t first = 0; first < width; first += part_width_) {
       const int64_t size = std::min(part_width_, width - first);
-      kernels_.add_scaled(results[i].factor, query_products_.data() + first * kFewQueries + i * size, size,
-                          out + first);
+      kernels_.blend(results[i].factor, query_products_.data() + first * count_ + i * size, results[i].target_gradient,
+                     target + first, size, out + first);
     }
   }
 }

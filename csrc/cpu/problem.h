@@ -32,7 +32,7 @@ struct Gradients {
 
 // So few queries that packing would cost more than it saves: inputs are read where they lie (few_queries.cpp). And so
 // few of bfloat16 that tiles of 32 would mostly multiply zeros: they are taken as float32.
-constexpr int64_t kFewQueries = kPanel;
+constexpr int64_t kFewQueries = 64;
 constexpr int64_t kFewOfBfloat16 = 8;
 constexpr int64_t kFewColumns = 16;  // the fewest passages of a block then
 

@@ -65,7 +65,7 @@ Products::Products(const Problem& problem, const Plan& plan, const Kernels& kern
       groups_(ceil_div(problem.columns, group_columns_)),
       part_width_(width_of_part(problem.width)),
       weights_(gradients.wanted() ? plan.chunk_rows / kPanel * panel_units_ : 0),
-      queries_(few_ ? kFewQueries * problem.query.scratch_size() : plan.chunk_rows * width_units_),
+      queries_(few_ ? plan.chunk_rows * problem.query.scratch_size() : plan.chunk_rows * width_units_),
       weighted_queries_(gradients.passage && !few_ ? plan.chunk_rows / kernels.depth * round_up(problem.width, kPanel)
                                                    : 0),
       query_products_(gradients.query ? plan.chunk_rows * problem.width : 0),
@@ -94,11 +94,11 @@ void Products::load(int64_t first_row, int64_t count, const VisitQuery& visit) {
       for (int64_t i = 0; i < rows; ++i) {
         target_[first + i] = problem_.target[first_row_ + first + i];
         if (problem_.passage_id) target_id_[first + i] = problem_.passage_id[target_[first + i]];
-        values[i] = problem_.query.get(first_row_ + first + i, queries + i * stride);
+        values[i] = problem_.query.get(first_row_ + first + i, queries + (few_ ? first + i : i) * stride);
         if (visit) visit(first + i, values[i], passage.data());
       }
       if (few_) {
-        for (int64_t i = 0; i < rows; ++i) few_queries_[i] = static_cast<const float*>(values[i]);
+        for (int64_t i = 0; i < rows; ++i) few_queries_[first + i] = static_cast<const float*>(values[i]);
       } else {
         pack_queries(values, rows, queries_.data() + panel * width_units_ * kPanel);
       }
@@ -135,13 +135,10 @@ void Products::score(const std::vector<int64_t>& panels, const Segment& segment,
       const int64_t start = group * group_columns_, end = std::min(start + group_columns_, segment.count);
       for (int64_t first = start; first < end; first += block_columns_) {
         const Segment block{segment.first + first, std::min(block_columns_, end - first)};
-        if (few_) {
-          score_few(block, scores.data(), scratch.data());
-        } else {
-          pack_passages(block, packed.data(), scratch.data());
-        }
+        if (!few_) pack_passages(block, packed.data(), scratch.data());
         for (int64_t panel : panels) {
-          if (!few_) score_panel(panel, block, packed.data(), scores.data());
+          few_ ? score_few(panel, block, scores.data(), scratch.data())
+               : score_panel(panel, block, packed.data(), scores.data());
           visit({group, first == start, panel, block, first, scores.data()});
         }
       }
@@ -284,7 +281,7 @@ void Products::multiply_queries(const Segment& segment, const RowResult* results
       const int64_t first = i * block_columns_;
       const Segment block{segment.first + first, std::min(block_columns_, segment.count - first)};
       if (few_) {
-        multiply_queries_few(block, segment.first, results);
+        multiply_queries_few(block, segment.first, results, accumulate);
       } else {
         multiply_queries_block(block, segment.first, packed.data(), accumulate);
       }

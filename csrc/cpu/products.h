@@ -84,13 +84,20 @@ class Products {
   void write_query_gradients(const RowResult* results);
 
   // The same three products for kFewQueries or fewer (few_queries.cpp).
-  void score_few(const Segment& block, float* scores, float* scratch);
+  void score_few(int64_t panel, const Segment& block, float* scores, float* scratch);
   void multiply_passages_few(const Segment& segment);
-  void multiply_queries_few(const Segment& block, int64_t segment_first, const RowResult* results);
+  void multiply_queries_few(const Segment& block, int64_t segment_first, const RowResult* results, bool accumulate);
 
   int take_rows_few(const Segment& block, int64_t row, const Segment& width, float* scratch,
                     const float** passages) const;
   void write_query_gradients_few(const RowResult* results);
+  int rows_of_panel(int64_t panel) const {
+    return static_cast<int>(std::min<int64_t>(kPanel, count_ - panel * kPanel));
+  }
+  // From a column of the segment on, [columns][32].
+  const float* few_weights(int64_t panel, int64_t column) {
+    return reinterpret_cast<const float*>(weights(panel) + column * kPanel);
+  }
 
   const Problem& problem_;
   const Kernels& kernels_;

@@ -9,7 +9,7 @@ from fastdense import contrastive_loss_and_grad
 
 @st.composite
 def problems(draw):
-    rows = draw(st.integers(1, 40))
+    rows = draw(st.integers(1, 80))
     columns = draw(st.integers(1, 70))
     integers = st.integers(0, columns - 1)
     return {

@@ -22,7 +22,7 @@ import torch
 from fastdense import contrastive_loss_and_grad
 torch.manual_seed(0)
 shapes = [(5, columns, 24) for columns in (1, 15, 16, 17, 33, 1024, 1025, 2100)]
-shapes += [(rows, 130, width) for rows in (1, 8, 9, 31, 33, 97) for width in (1, 31, 33, 100)]
+shapes += [(rows, 130, width) for rows in (1, 8, 9, 31, 33, 64, 65, 97) for width in (1, 31, 33, 100)]
 for rows, columns, width in shapes:
     query, passage = torch.randn(rows, width), torch.randn(columns, width)
     target, ids = torch.arange(rows) % columns, torch.arange(columns) % 50
@@ -93,10 +93,11 @@ def test_more_queries_than_a_product_takes_at_once(oracle, draw, relative_error,
 
 @pytest.mark.parametrize("columns", [111, 112, 113, 224, 500])
 @pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1}])
-def test_segments_of_passages(oracle, draw, relative_error, columns, options):
+@pytest.mark.parametrize("rows", [40, 80])
+def test_segments_of_passages(oracle, draw, relative_error, columns, options, rows):
     """With so little memory, exponentials are kept for 112 passages at a time."""
-    query, passage = draw("random", 40, columns, 20)
-    target = (torch.arange(40) * 17 + columns - 1) % columns
+    query, passage = draw("random", rows, columns, 20)
+    target = (torch.arange(rows) * 17 + columns - 1) % columns
     options = {"scale": 10.0, "passage_id": torch.arange(columns) % 60, **options}
     exact = oracle(query, passage, target, **options)
     result = contrastive_loss_and_grad(query, passage, target, **options, implementation="native", chunk_bytes=1)

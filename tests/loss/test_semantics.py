@@ -37,7 +37,7 @@ def options(choice, rows, columns):
     return {name: drawn[name] if value == "some" else value for name, value in choice.items()}
 
 
-@pytest.mark.parametrize("rows", [21, 39])  # few queries go a way of their own in csrc/cpu
+@pytest.mark.parametrize("rows", [21, 39, 70])  # up to 64 queries go a way of their own in csrc/cpu, 32 at a time
 @pytest.mark.parametrize("choice", OPTIONS.values(), ids=OPTIONS.keys())
 @pytest.mark.parametrize("chunk_bytes", [1, 2000, None])
 def test_options(implementation, oracle, draw, relative_error, choice, chunk_bytes, rows):

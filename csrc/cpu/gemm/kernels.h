@@ -18,7 +18,7 @@ namespace fastdense::cpu {
 
 constexpr int kPanel = 32;      // columns of a tile; queries of a panel
 constexpr int kBlock = 32;      // units of a row that lie together
-constexpr int kRowsAtOnce = 4;  // passages that few queries meet at a time
+constexpr int kRowsAtOnce = 8;  // passages that few queries meet at a time
 
 // Stands for a score that does not take part: far below every other, yet no arithmetic on it overflows.
 constexpr float kLeftOut = -1e38F;
@@ -132,21 +132,21 @@ struct Kernels {
   void (*transpose_exponentials)(const uint32_t* panel, int64_t columns, int64_t ahead, uint32_t* out);
 
   float (*dot)(const void* a, const void* b, int64_t width);
-  // to [width] = factor * values [width]
-  void (*set_scaled)(float factor, const void* values, int64_t width, float* to);
   // to [width] += factor * values [width]
   void (*add_scaled)(float factor, const void* values, int64_t width, float* to);
 
-  // The products of count queries with at most kRowsAtOnce passages, all of float32; weights and scores are
-  // [passages][32].
-  // scores = passages @ queries.T
+  // The products of count (at most 32) queries with at most kRowsAtOnce passages, all of float32; weights and scores
+  // are [passages][32]. scores = passages @ queries.T
   void (*score_rows)(int rows, const float* const* passages, const float* const* queries, int count, int64_t width,
                      float* scores);
-  // to [count, width] += weights.T @ passages
-  void (*add_rows)(int rows, const float* const* passages, const float* weights, int count, int64_t width, float* to);
-  // to [passages, width] = weights @ queries
-  void (*combine_rows)(int rows, const float* weights, const float* const* queries, int count, int64_t width,
-                       float* to);
+  // to [count, width] = weights.T @ passages, or += where told to accumulate
+  void (*add_rows)(int rows, const float* const* passages, const float* weights, int count, int64_t width, float* to,
+                   bool accumulate);
+  // to [passages, width] = weights @ queries, or += where told to accumulate
+  void (*combine_rows)(int rows, const float* weights, const float* const* queries, int count, int64_t width, float* to,
+                       bool accumulate);
+  // to [width] = a * x [width] + b * y [width], all of float32
+  void (*blend)(float a, const float* x, float b, const float* y, int64_t width, float* to);
 
   // to [count] = from [count], which starts with that group of 64 values, with some of them dropped.
   void (*drop_out)(const void* from, int64_t count, const Dropout& dropout, int64_t group, void* to);
