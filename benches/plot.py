@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parent.parent
+from benches.pages import ROOT
+
 WIDTH = 768  # of the shapes N x N x WIDTH that are drawn
 
 
