@@ -19,15 +19,18 @@ in_interpreter = pytest.mark.skipif(not INTERPRETED, reason="runs in the process
 FILES = ["test_accuracy.py", "test_semantics.py", "test_operator.py", "test_triton.py"]
 
 # The interpreter takes a second for some hundred tiles, so of each grid a few cases stand for the others: the hardest
-# scales, the shape that is ragged in every direction, all options at once in several chunks.
+# scales, the shape that is ragged in every direction, all options at once in several chunks. Numbers of queries that
+# only csrc/cpu treats differently have one that stands for them.
 LEFT_OUT = [
     "float32_is and (1.0 or 20.0 or 50.0 or (shape0 and not 100.0-raw) or shape4 or (shape5 and not 100.0-trained))",
-    "test_options and (triton-1- or (triton-2000 and not 2000-all) or sum or weight or symmetric or 39)",
+    "float32_is and shape6",
+    "test_options and (triton-1- or (triton-2000 and not 2000-all) or sum or weight or symmetric or 39 or 70)",
     "opcheck and not (True-True-dtype1)",
     "twice_the_rounding_of and (1.0 or 50.0 or (shape1 and not 100.0-trained))",
     "twice_what and not raw-100.0",
     "half_precision and not 100.0-raw",
-    "two_millionths and not 100.0",
+    "two_millionths and (67 or not 100.0)",
+    "wide_float32 and 72",
     "autograd_gives and not all",
     "same_bits or loss_and_grad_stays or (compile and not triton-False) or (contiguous and dtype0)",
 ]
