@@ -11,10 +11,10 @@ def start_marker(command: str, which: str = "") -> str:
     return f"<!-- made by `python -m benches {command}`{which and ', ' + which} -->"
 
 
-def with_table(page: str, made: str, start: str) -> str:
-    """``page`` with ``made`` between the markers ``start`` and END, which it must have."""
-    before, opening, rest = page.partition(start)
+def with_table(text: str, made: str, start: str, page: Path) -> str:
+    """``text``, of ``page``, with ``made`` between the markers ``start`` and END, which it must have."""
+    before, opening, rest = text.partition(start)
     _, closing, after = rest.partition(END)
     if not (opening and closing):
-        raise SystemExit(f"the page lacks its two markers, {start} and {END}")
+        raise SystemExit(f"{page} lacks its two markers, {start} and {END}")
     return f"{before}{start}\n\n{made}\n\n{END}{after}"

@@ -33,7 +33,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path, help="JSON of python -m benches ranks")
     report = json.loads(parser.parse_args().results.read_text())
-    PAGE.write_text(with_table(PAGE.read_text(encoding="utf-8"), table(report), START), encoding="utf-8")
+    PAGE.write_text(with_table(PAGE.read_text(encoding="utf-8"), table(report), START, PAGE), encoding="utf-8")
 
 
 if __name__ == "__main__":

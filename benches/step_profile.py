@@ -17,10 +17,10 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import AutoTokenizer
 
 from benches.machine import device_name
+from benches.pages import ROOT
 from benches.step_inputs import built_in_data, read_examples, write_model
 from benches.step_providers import Providers, Setting
 
-ROOT = Path(__file__).parent.parent
 PROVIDER = "fastdense cached"
 # The first kind whose part occurs in an operation's name.
 KINDS = {

@@ -40,7 +40,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path, nargs="+", help="JSON of python -m benches train_step")
     tables = [table(json.loads(file.read_text())) for file in parser.parse_args().results]
-    PAGE.write_text(with_table(PAGE.read_text(encoding="utf-8"), "\n\n".join(tables), START), encoding="utf-8")
+    text = with_table(PAGE.read_text(encoding="utf-8"), "\n\n".join(tables), START, PAGE)
+    PAGE.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -84,9 +84,9 @@ def main() -> None:
     differing = []
     for page, columns in PAGES.items():
         old = (ROOT / page).read_text(encoding="utf-8")
-        new = with_table(old, table(columns, reports), START)
+        new = with_table(old, table(columns, reports), START, ROOT / page)
         if page == SHAPES_PAGE:
-            new = with_table(new, shapes_table(reports), SHAPES_START)
+            new = with_table(new, shapes_table(reports), SHAPES_START, ROOT / page)
         if new != old:
             differing.append(page)
         if not arguments.check:

@@ -37,13 +37,13 @@ from transformers import AutoTokenizer
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from benches.machine import device_name, peak_mib
+from benches.pages import ROOT
 from benches.step_inputs import built_in_data, read_examples, write_model
 from benches.step_providers import Provider, Providers, Setting
 from benches.utilization import encoder_operations, product_rate
 from fastdense.data.training_set import Example
 from fastdense.grad_cache.memory import activation_bytes, available_bytes
 
-ROOT = Path(__file__).parent.parent
 MOST_OF_MEMORY = 0.8  # a backward pass takes some more than what it has been left
 # An error above this is a wrong gradient and not rounding.
 LARGEST_ERROR = {"float32": 1e-3, "bfloat16": 1e-1}

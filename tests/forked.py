@@ -8,6 +8,7 @@ import gc
 import multiprocessing
 import os
 import runpy
+import socket
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from multiprocessing.context import ForkServerProcess
@@ -58,6 +59,19 @@ def run(arguments: Sequence[object], *, log: Path, environment: dict[str, str] |
     """Exit status of ``python ARGUMENTS`` and what it printed."""
     status = end(start(arguments, log=log, environment=environment))
     return status, log.read_text()
+
+
+def free_port() -> int:
+    """A port that nobody listens on, for processes that are to meet there."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def rank_environment(rank: int, ranks: int) -> dict[str, str]:
+    """What torchrun would put into the environment of a rank on one machine, but for MASTER_PORT."""
+    variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
+    return {name: str(value) for name, value in variables.items()} | {"MASTER_ADDR": "127.0.0.1"}
 
 
 def _run(words: list[str], log: Path, environment: dict[str, str], first: Callable[[], None] | None) -> None:

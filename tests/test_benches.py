@@ -201,13 +201,13 @@ def test_the_step_s_table_shows_the_json_and_nothing_for_what_was_not_measured(b
     rows = [{**row, "peak_mib": None}, {**row, "provider": "y", "times_base": 2.0, "peak_mib": None}]
     report["results"] = [{"batch": 64, "rows": rows}]
     pages = benches("pages")
-    page = pages.with_table(f"a{table.START}old{pages.END}b", table.table(report), table.START)
+    page = pages.with_table(f"a{table.START}old{pages.END}b", table.table(report), table.START, Path("a.md"))
     assert "| 64 | x | 12.3 |  | 5.1% | 1.0e-07 |\n| 64 | y | 12.3 | 2.00 | 5.1% | 1.0e-07 |" in page
     assert "peak" not in page
     assert "old" not in page
     assert (page[0], page[-1]) == ("a", "b")
-    with pytest.raises(SystemExit, match="markers"):
-        pages.with_table("a page without them", "", table.START)
+    with pytest.raises(SystemExit, match=r"a\.md lacks its two markers"):
+        pages.with_table("a page without them", "", table.START, Path("a.md"))
 
 
 def test_a_step_needs_six_operations_for_each_weight_and_token(benches):
@@ -223,7 +223,7 @@ def test_the_ranks_bench_and_its_table(benches, tmp_path):
     table = benches("ranks_table")
     report = json.loads((ROOT / "benches/results/ranks-cpu-intel-xeon-sapphire-rapids.json").read_text())
     page = (ROOT / "docs/training.md").read_text(encoding="utf-8")
-    assert benches("pages").with_table(page, table.table(report), table.START) == page
+    assert benches("pages").with_table(page, table.table(report), table.START, Path()) == page
 
 
 @pytest.mark.parametrize(

@@ -5,13 +5,13 @@ A shell runs them. On a machine without a GPU ``--fp16`` is left out, and the fo
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from forked import free_port
 from hub_stand_in import HubStandIn
 
 FOUR_GPUS = r"""
@@ -74,10 +74,7 @@ LAUNCHERS = {
 
 def two_processes(launcher: str) -> dict[str, str]:
     """How the first command becomes two processes on a CPU, on a port that no test beside this one uses."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    return {LAUNCH: LAUNCHERS[launcher].format(port=port), "--fp16 ": ""}
+    return {LAUNCH: LAUNCHERS[launcher].format(port=free_port()), "--fp16 ": ""}
 
 
 def shell(

@@ -89,7 +89,7 @@ void Products::load(int64_t first_row, int64_t count, const VisitQuery& visit) {
     float* queries = few_ ? reinterpret_cast<float*>(queries_.data()) : own.data();
     for (int64_t panel = next(); panel >= 0; panel = next()) {
       const void* values[kPanel];
-      const int64_t first = panel * kPanel, rows = std::min<int64_t>(kPanel, count_ - first);
+      const int64_t first = panel * kPanel, rows = rows_of_panel(panel);
       std::fill_n(&target_[first], kPanel, -1);
       for (int64_t i = 0; i < rows; ++i) {
         target_[first + i] = problem_.target[first_row_ + first + i];
@@ -169,7 +169,7 @@ void Products::mask(const ScoredBlock& block, float* target_score) const {
     kernels_.leave_out(block.scores, block.columns.count, problem_.passage_id + block.columns.first,
                        target_id_.data() + block.panel * kPanel);
   }
-  const int64_t rows = std::min<int64_t>(kPanel, count_ - block.panel * kPanel);
+  const int64_t rows = rows_of_panel(block.panel);
   for (int64_t j = 0; rows < kPanel && j < block.columns.count; ++j) {
     std::fill(block.scores + j * kPanel + rows, block.scores + (j + 1) * kPanel, kLeftOut);
   }
@@ -352,7 +352,7 @@ void Products::write_query_gradients(const RowResult* results) {
     const int64_t stride = problem_.passage.scratch_size();
     Scratch<float> scratch(kPanel * stride);
     for (int64_t panel = next(); panel >= 0; panel = next()) {
-      const int64_t first = panel * kPanel, rows = std::min<int64_t>(kPanel, count_ - first);
+      const int64_t first = panel * kPanel, rows = rows_of_panel(panel);
       float* out[kPanel];
       const void* target[kPanel];
       float factor[kPanel], target_gradient[kPanel];

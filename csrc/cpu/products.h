@@ -79,6 +79,9 @@ class Products {
   void pack_weights(const Segment& block, int64_t segment_first, const Segment& panels, uint32_t* packed);
   void multiply_queries_panels(const Segment& block, const Segment& panels, const uint32_t* packed, bool accumulate);
   int64_t panels_at_once() const;
+  int rows_of_panel(int64_t panel) const {
+    return static_cast<int>(std::min<int64_t>(kPanel, count_ - panel * kPanel));
+  }
   int64_t rows_multiplied(int64_t panels) const { return few_ ? count_ : panels * kPanel; }
   void add_target_gradients(const Segment& block, const RowResult* results, float* scratch);
   void write_query_gradients(const RowResult* results);
@@ -91,9 +94,6 @@ class Products {
   int take_rows_few(const Segment& block, int64_t row, const Segment& width, float* scratch,
                     const float** passages) const;
   void write_query_gradients_few(const RowResult* results);
-  int rows_of_panel(int64_t panel) const {
-    return static_cast<int>(std::min<int64_t>(kPanel, count_ - panel * kPanel));
-  }
   // From a column of the segment on, [columns][32].
   const float* few_weights(int64_t panel, int64_t column) {
     return reinterpret_cast<const float*>(weights(panel) + column * kPanel);

@@ -1,7 +1,6 @@
 """No rank ends before the others, or with threads that Python's end would abort."""
 
 import json
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +19,10 @@ def test_ranks_wait_for_the_saved_model_and_leave_the_group(
 ) -> None:
     data = write_jsonl(tmp_path / "rows.jsonl", tiny_rows[:16])
     files = ["--train_dir", data, "--model_name_or_path", tiny_bert_no_dropout_dir, "--output_dir", tmp_path / "out"]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = {"MASTER_PORT": str(forked.free_port())}
     worker, ranks = Path(__file__).with_name("late_rank.py"), []
     for rank in range(2):
-        variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
-        environment = {"MASTER_ADDR": "127.0.0.1", **{name: str(value) for name, value in variables.items()}}
+        environment = forked.rank_environment(rank, 2) | port
         arguments = [worker, tmp_path / f"{rank}.json", *FLAGS, *files, "--data_cache_dir", tmp_path / "cache"]
         ranks.append(forked.start(arguments, log=tmp_path / f"{rank}.log", environment=environment))
     assert forked.end_all(ranks) == [0, 0], "\n".join(path.read_text() for path in tmp_path.glob("*.log"))

@@ -1,13 +1,13 @@
 """Several processes, as on several hosts, take the steps of one."""
 
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from forked import free_port
 from transformers import TrainerState
 
 from fastdense.errors import UserError
@@ -41,9 +41,7 @@ def test_two_processes_are_one(measured: bool, tiny_run: Callable[..., Path], ev
     flags += f"--eval_dir {eval_dir} --eval_strategy steps --eval_steps 2" if measured else ""
     one = tiny_run(*flags.split(), name="one")
     words = tiny_run.words(*flags.split(), name="two")  # type: ignore[attr-defined]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     logs = [tmp_path / f"process-{process}.log" for process in range(2)]
     processes = [start(words, process, port, log) for process, log in enumerate(logs)]
     assert [process.wait(timeout=300) for process in processes] == [0, 0], logs[0].read_text() + logs[1].read_text()

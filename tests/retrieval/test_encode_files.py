@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tracemalloc
@@ -277,9 +276,7 @@ def test_a_process_killed_while_it_writes(tmp_path, command):
 @pytest.mark.distributed
 @pytest.mark.slow
 def test_under_torchrun(tmp_path, command):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = forked.free_port()
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}"]
     done = subprocess.run(
         [*torchrun, "-m", "fastdense.encode", *command, "--encoded_save_path", str(tmp_path / "emb/c.npy")],

@@ -5,7 +5,6 @@ import json
 import os
 import random
 import signal
-import socket
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from forked import end
+from forked import end, free_port, rank_environment
 from mortal_run import Death, start
 from transformers import AutoTokenizer
 
@@ -56,7 +55,7 @@ class Run:
 
     def start(self, *flags: object, death: Death | None = None) -> None:
         """Start all ranks; only the last one is to die."""
-        port = {"MASTER_PORT": str(_free_port())} if len(self.environments) > 1 else {}
+        port = {"MASTER_PORT": str(free_port())} if len(self.environments) > 1 else {}
         for environment in self.environments:
             self.processes.append(
                 start(
@@ -128,7 +127,7 @@ def new_run(tmp_path_factory: pytest.TempPathFactory, tiny_bert_dir: Path, write
     runs: list[Run] = []
 
     def make(*flags: object, ranks: int = 1) -> Run:
-        environments = [{}] if ranks == 1 else [_rank(rank, ranks) for rank in range(ranks)]
+        environments = [{}] if ranks == 1 else [rank_environment(rank, ranks) for rank in range(ranks)]
         cache = ["--data_cache_dir", folder / "cache"]
         runs.append(Run(folder / str(len(runs)), [*FLAGS, *source, *cache, *flags], environments))
         return runs[-1]
@@ -142,17 +141,6 @@ def new_run(tmp_path_factory: pytest.TempPathFactory, tiny_bert_dir: Path, write
 def expected(new_run: Any) -> Callable[..., bytes]:
     """``expected(*flags, ranks=1)``: the final weights of a run that is not interrupted."""
     return functools.cache(lambda *flags, ranks=1: new_run(*flags, ranks=ranks).finish())
-
-
-def _rank(rank: int, ranks: int) -> dict[str, str]:
-    variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
-    return {name: str(value) for name, value in variables.items()} | {"MASTER_ADDR": "127.0.0.1"}
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.mark.parametrize("kind", [pytest.param("plain, accumulated", marks=pytest.mark.slow), "grad_cache"])

@@ -136,7 +136,9 @@ struct Kernels {
   void (*add_scaled)(float factor, const void* values, int64_t width, float* to);
 
   // The products of count (at most 32) queries with at most kRowsAtOnce passages, all of float32; weights and scores
-  // are [passages][32]. scores = passages @ queries.T
+  // are [passages][32].
+
+  // scores = passages @ queries.T
   void (*score_rows)(int rows, const float* const* passages, const float* const* queries, int count, int64_t width,
                      float* scores);
   // to [count, width] = weights.T @ passages, or += where told to accumulate
