@@ -6,6 +6,14 @@ from pathlib import Path
 
 import torch
 
+# What people call a processor that says only its family and model.
+PROCESSORS = {
+    "AMD EPYC (family 25, model 1)": "AMD Zen 3",
+    "AMD EPYC (family 25, model 17)": "AMD Zen 4",
+    "Intel(R) Xeon(R) Processor (family 6, model 167)": "Intel Xeon with AMX (167)",
+    "Intel(R) Xeon(R) Processor (family 6, model 207)": "Intel Xeon with AMX (207)",
+}
+
 
 def device_name(device: str) -> str:
     """What the machine calls its processor."""
@@ -18,6 +26,11 @@ def device_name(device: str) -> str:
     facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines) if value}
     family = f" (family {facts['cpu family']}, model {facts['model']})" if "cpu family" in facts else ""
     return facts.get("model name", platform.machine()) + family
+
+
+def short_name(machine: str) -> str:
+    """Of what ``device_name`` has said, for a table or a picture."""
+    return PROCESSORS.get(machine, machine)
 
 
 def peak_mib(function: Callable[[], object], device: str) -> float | None:

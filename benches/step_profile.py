@@ -18,6 +18,7 @@ from transformers import AutoTokenizer
 
 from benches.machine import device_name
 from benches.pages import ROOT
+from benches.pictures import pyplot, save
 from benches.step_inputs import built_in_data, read_examples, write_model
 from benches.step_providers import Providers, Setting
 
@@ -76,20 +77,14 @@ def measure(arguments: argparse.Namespace, directory: Path) -> dict[str, Any]:
 
 
 def draw(report: dict[str, Any], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "fastdense"  # the same picture, the same bytes
-    from matplotlib import pyplot
-
     kinds = list(report["shares"])[::-1]
-    figure, axes = pyplot.subplots(figsize=(8, 3), layout="constrained")
+    figure, axes = pyplot().subplots(figsize=(8, 3), layout="constrained")
     bars = axes.barh(kinds, [100 * report["shares"][kind] for kind in kinds])
     axes.bar_label(bars, fmt="%.1f %%", padding=3)
     axes.set(xlabel="share of a step's operations", xlim=(0, 110))
     title = f"{report['model']}, {report['batch']} queries and {2 * report['batch']} passages"
     axes.set_title(f"{title}: {report['machine']}, {report['threads']} threads", fontsize=8)
-    figure.savefig(path, metadata={"Date": None})
+    save(figure, path)
 
 
 def main() -> None:

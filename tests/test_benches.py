@@ -194,20 +194,53 @@ def test_gpu_check_needs_a_gpu(tmp_path):
     assert done.stderr.splitlines() == ["gpu_check: torch sees no GPU"]
 
 
-def test_the_step_s_table_shows_the_json_and_nothing_for_what_was_not_measured(benches):
+def step_report(batch, **examples_per_second):
+    """As the training step's bench writes it; names with underscores for spaces."""
+    row = {"error": 1e-7, "padding": 0.051, "peak_mib": None}
+    rows = [
+        {**row, "provider": provider.replace("_", " "), "examples_per_second": speed}
+        for provider, speed in examples_per_second.items()
+    ]
+    about = {"machine": "m", "threads": 2, "torch": "t", "model": "n", "n_passages": 2, "dtype": "float32"}
+    return {**about, "results": [{"batch": batch, "rows": rows}]}
+
+
+STEP_PEERS = {"sentence-transformers": 5.0, "sentence-transformers 1024 tokens": 6.0}
+
+
+def test_the_step_s_table_shows_the_json_and_no_column_that_was_not_measured(benches):
     table = benches("step_table")
-    row = {"provider": "x", "error": 1e-7, "examples_per_second": 12.34, "times_base": None, "padding": 0.051}
-    report = {"machine": "m", "threads": 2, "torch": "t", "model": "n", "n_passages": 2, "dtype": "float32"}
-    rows = [{**row, "peak_mib": None}, {**row, "provider": "y", "times_base": 2.0, "peak_mib": None}]
-    report["results"] = [{"batch": 64, "rows": rows}]
+    made = table.table([step_report(64, fastdense_cached=12.0, **STEP_PEERS)])
+    best = "sentence-transformers 4096 tokens"
+    both = table.table([step_report(8, fastdense_cached=12.0, **STEP_PEERS, **{best: 8.0, "v1-style": 4.0})])
+    assert made.splitlines()[-1] == "| m | n, float32 | 64 x 2 | 12.0 | 2.40 | 2.00 | 5%, 5% | 1e-07 |"
+    assert both.splitlines()[-1] == "| m | n, float32 | 8 x 2 | 12.0 | 2.40 | 1.50 | 3.00 | 5%, 5% | 1e-07 |"
+    assert {line.count("|") for line in made.splitlines()} == {9}
+
+
+def test_the_step_s_picture_has_a_bar_for_each_comparison(benches, tmp_path):
+    pytest.importorskip("matplotlib")
+    reports = [step_report(batch, fastdense_cached=12.0, **STEP_PEERS) for batch in (64, 64, 256)]
+    benches("step_table").draw(reports, tmp_path / "picture.svg")
+    assert (tmp_path / "picture.svg").read_text().count("<!-- 2.4 x -->") == len(reports)
+
+
+def test_the_step_s_table_is_that_of_the_json(benches):
+    table = benches("step_table")
+    reports = [json.loads(file.read_text()) for file in sorted((ROOT / "benches/results").glob("train-step-*.json"))]
+    page = table.PAGE.read_text(encoding="utf-8")
+    assert benches("pages").with_table(page, table.table(reports), table.START, table.PAGE) == page
+
+
+def test_a_table_goes_between_the_markers_of_its_page(benches):
     pages = benches("pages")
-    page = pages.with_table(f"a{table.START}old{pages.END}b", table.table(report), table.START, Path("a.md"))
-    assert "| 64 | x | 12.3 |  | 5.1% | 1.0e-07 |\n| 64 | y | 12.3 | 2.00 | 5.1% | 1.0e-07 |" in page
-    assert "peak" not in page
+    start = pages.start_marker("some_bench")
+    page = pages.with_table(f"a{start}old{pages.END}b", "new", start, Path("a.md"))
+    assert "new" in page
     assert "old" not in page
     assert (page[0], page[-1]) == ("a", "b")
     with pytest.raises(SystemExit, match=r"a\.md lacks its two markers"):
-        pages.with_table("a page without them", "", table.START, Path("a.md"))
+        pages.with_table("a page without them", "", start, Path("a.md"))
 
 
 def test_a_step_needs_six_operations_for_each_weight_and_token(benches):
