@@ -30,16 +30,20 @@ class Tiles:
     group: int = 8
     programs: int = 1
     """Of each multiprocessor."""
+    registers: int | None = None
+    """The most that a thread may have."""
     descriptors: bool = False
+    packed: bool = True
+    """Two exponentials are rounded by one instruction, which NVIDIA's GPUs have."""
 
 
 # The largest tile whose scores, with all that follows the product, stay in registers on every GPU that CI compiles for.
 AMPERE = Tiles(rows=128, columns=128, width=64, warps=8, stages=3)
 HOPPER = replace(AMPERE, descriptors=True)  # and later
-AMD = replace(AMPERE, stages=2)
+AMD = replace(AMPERE, stages=2, packed=False)
 STORED = Tiles(rows=64, columns=128, width=64, warps=8, stages=1, programs=4)  # bound by memory, not by products
 TILE_ROWS, TILE_COLUMNS = AMPERE.rows, AMPERE.columns
-INTERPRETER = Tiles(rows=32, columns=64, width=32, warps=1, stages=1, group=2, descriptors=True)
+INTERPRETER = Tiles(rows=32, columns=64, width=32, warps=1, stages=1, group=2, descriptors=True, packed=False)
 LARGE_SHARED_MEMORY = 160 * 1024  # bytes a block: four stages fit
 
 
@@ -59,7 +63,7 @@ def subtract_smoothing(stored: Tensor, chunk: Chunk, gain: Tensor, share: Tensor
     block_rows, block_columns = (32, 32) if kernels.INTERPRETED else (16, 256)
     kernels.subtract_smoothing[(-(-rows // block_rows) * -(-columns // block_columns),)](
         stored, stored.stride(0), chunk.target, chunk.label, gain, share, rows, columns, block_rows, block_columns,
-        kernels.INTERPRETED, enable_fp_fusion=True,
+        default_tiles(stored.device).packed, kernels.INTERPRETED, enable_fp_fusion=True,
     )  # fmt: skip
 
 
@@ -67,8 +71,8 @@ def _offset(chunk: Chunk, guess: RowOffsets, stored: Tensor, tiles: Tiles) -> Te
     rows, columns = stored.shape
     maxima, sums = stored.new_empty(2, -(-columns // tiles.columns), rows, dtype=torch.float32)
     kernels.row_maxima_and_sums[_grid(rows, columns, tiles, stored.device)](
-        *_operands(chunk, stored, tiles), guess.exact, chunk.target, chunk.label, chunk.scale, maxima, sums,
-        rows, columns, chunk.query.shape[1], **_options(tiles),
+        *_operands(chunk, stored, tiles), guess.exact, guess.exact.amax(), chunk.target, chunk.label, chunk.scale,
+        maxima, sums, rows, columns, chunk.query.shape[1], **_options(tiles),
     )  # fmt: skip
     return choose_offset(guess, maxima, sums)
 
@@ -98,12 +102,14 @@ def _operands(chunk: Chunk, stored: Tensor, tiles: Tiles) -> tuple[Any, ...]:
 
 
 def _options(tiles: Tiles) -> dict[str, Any]:
-    return {
+    most_registers = {} if tiles.registers is None else {"maxnreg": tiles.registers}
+    return most_registers | {
         "BLOCK_ROWS": tiles.rows,
         "BLOCK_COLUMNS": tiles.columns,
         "BLOCK_WIDTH": tiles.width,
         "GROUP": tiles.group,
         "DESCRIPTORS": tiles.descriptors,
+        "PACKED": tiles.packed,
         "INTERPRET": kernels.INTERPRETED,
         "num_warps": tiles.warps,
         "num_stages": tiles.stages,
@@ -133,9 +139,12 @@ def default_tiles(device: torch.device) -> Tiles:
 def candidates(tiles: Tiles, shared_memory: int) -> list[Tiles]:
     """What tuning tries: the depth of the pipeline and the order of tiles depend on memory and caches. No bit changes.
 
-    Two programs on a multiprocessor could do one's exponentials during the other's products, if registers sufficed.
+    Two programs on a multiprocessor do one's exponentials during the other's products. For that each thread may have half
+    of the registers: with Hopper's products, which leave their factors in shared memory, that is some too few.
     """
-    found = [tiles, replace(tiles, group=16), replace(tiles, stages=2, programs=2)]
+    found = [tiles, replace(tiles, group=16)]
+    if tiles.descriptors:
+        found.append(replace(tiles, programs=2, registers=128))
     if shared_memory >= LARGE_SHARED_MEMORY:
         found.append(replace(tiles, stages=4))
     return found
