@@ -7,6 +7,8 @@ namespace {
 
 // Of an exponential, as a power of two: sums over 2^20 of them, times inputs of any usual size, stay finite.
 constexpr float kLargestPower = 64.0F;
+// A huge reference is off by the rounding of its difference from the first one; its own difference is exact.
+constexpr int kMostReferences = 2;
 
 }  // namespace
 
@@ -50,8 +52,9 @@ void Chunk::sum_rows(RowResult* results) {
   const int64_t panels = products_.panels(), count = products_.count();
   score(products_.all_panels(), all, keep, hardest_);
   total_sums();
-  const std::vector<int64_t> again = refer_to_largest();
-  if (!again.empty()) {
+  for (int turn = 0; turn < kMostReferences; ++turn) {
+    const std::vector<int64_t> again = refer_to_largest();
+    if (again.empty()) break;
     score(again, all, keep, nullptr);
     total_sums();
   }
@@ -90,12 +93,13 @@ void Chunk::total_sums() {
 }
 
 // Where a score lies too far above the target's, the largest one becomes the row's reference: then every exponential
-// lies in [0, 1]. Returns the panels that must be scored once more.
+// lies in [0, 1]. So it does where all scores lie far below it: of huge scores the target's, which came from another
+// product than the reference, is rounded otherwise. Returns the panels that must be scored once more.
 std::vector<int64_t> Chunk::refer_to_largest() {
   std::vector<int64_t> again;
   for (int64_t i = 0; i < products_.count(); ++i) {
-    const float largest = totals_[i / kPanel].largest[i % kPanel];
-    if (largest * log2_scale_ <= kLargestPower) continue;
+    const float largest = std::max(totals_[i / kPanel].largest[i % kPanel], target_score_[i] - reference_[i]);
+    if (!(std::abs(largest) * log2_scale_ > kLargestPower)) continue;
     reference_[i] += largest;
     if (again.empty() || again.back() != i / kPanel) again.push_back(i / kPanel);
   }

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from fastdense.loss import operator
+from fastdense.loss import operator, rules
 from fastdense.loss.backends import choose
 from fastdense.loss.operator import ContrastiveResult
 from fastdense.loss.problem import check_hardest, make_problem
@@ -65,7 +65,8 @@ def contrastive_loss(
 
     Returns:
         The loss, shape [], float32 (float64 for float64 inputs). Gradients have the dtypes of their inputs.
-        Scores that are not finite (from inputs that are not, or from overflow of the dot product) make it nan or inf.
+        Scores that are not finite (from inputs that are not, or from overflow of the dot product) make it, or at least
+        the gradients, nan or inf.
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what was given.
@@ -142,8 +143,8 @@ class ContrastiveLoss(nn.Module):
         chunk_bytes: int | None = None,
     ) -> None:
         super().__init__()
-        if not (math.isfinite(scale) and scale > 0):
-            raise ValueError(f"scale (1 / temperature) must be finite and greater than 0, got {scale}")
+        rules.check_scale_value(scale)
+        rules.check_options(label_smoothing, reduction, chunk_bytes)
         self.fixed_scale = float(scale)
         self.log_scale = nn.Parameter(torch.tensor(math.log(scale))) if learnable else None
         self.label_smoothing = label_smoothing
@@ -183,4 +184,5 @@ class ContrastiveLoss(nn.Module):
 
     def extra_repr(self) -> str:
         learnable = self.log_scale is not None
-        return f"scale={float(self.scale):g}, learnable={learnable}, symmetric={self.symmetric}"
+        scale = self.fixed_scale if self.log_scale is None else self.log_scale.detach().exp().item()
+        return f"scale={scale:g}, learnable={learnable}, symmetric={self.symmetric}"

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastdense.loss import rules
 from fastdense.loss.prefix_walk import check_dims
 from fastdense.loss.problem import accumulation_dtype, take_rows
 
@@ -51,18 +52,20 @@ def distillation_loss_and_grad(
     Args:
         query, passage: [N, D] and [M, D], of one floating dtype and device.
         target: [N] integers, the row of each query's first passage.
-        teacher_score: [N, K], -inf behind the scores of a query that has fewer than K passages.
+        teacher_score: [N, K], -inf behind the scores of a query that has fewer than K passages, of which it has one
+            or more. Targets and scores are checked on the CPU only: elsewhere that would wait for the device.
         dims, dim_weights, renormalize: the sum over prefixes, as in
             :func:`fastdense.loss.prefix_walk.prefix_loss_and_grad`.
         scale: factor on the dot products, 1 / temperature of the model.
         temperature: the teacher's scores are divided by it.
 
     Raises:
-        ValueError: naming the argument, what was expected and what was given.
+        TypeError, ValueError: naming the argument, what was expected and what was given.
     """
     _check(query, passage, target, teacher_score, temperature)
+    rules.check_scale_value(scale)
     dims = [query.shape[1]] if dims is None else dims
-    check_dims(dims, dim_weights)
+    check_dims(dims, dim_weights, query.shape[1])
     dtype = accumulation_dtype(query)
     leaves = [side.detach().to(dtype).requires_grad_() for side in (query, passage)]
     with torch.enable_grad(), torch.autocast(query.device.type, enabled=False):
@@ -83,16 +86,26 @@ def _divergence(query: Tensor, passage: Tensor, target: Tensor, teacher: Tensor,
     wanted = teacher.log_softmax(1)
     excess = wanted - student.masked_fill(absent, -torch.inf).log_softmax(1)
     # Of an absent passage both logarithms are infinite, and their difference is not a number.
-    return (wanted.exp() * excess.masked_fill(absent, 0.0)).sum(1).mean()
+    return (wanted.exp() * excess.masked_fill(absent, 0.0)).sum() / max(1, len(query))
 
 
 def _check(query: Tensor, passage: Tensor, target: Tensor, teacher_score: Tensor, temperature: float) -> None:
     rows = len(query)
     if query.ndim != 2 or passage.ndim != 2 or query.shape[1] != passage.shape[1]:
         raise ValueError(f"query and passage must be [N, D] and [M, D], got {[*query.shape]} and {[*passage.shape]}")
+    rules.check_pair(query.shape, passage.shape, str(query.dtype), str(passage.dtype))
     if target.shape != (rows,):
         raise ValueError(f"target must be [{rows}], a row of passage for each query, got {[*target.shape]}")
+    rules.check_integer("target", not (target.is_floating_point() or target.dtype == torch.bool), str(target.dtype))
     if teacher_score.ndim != 2 or len(teacher_score) != rows or not teacher_score.shape[1]:
         raise ValueError(f"teacher_score must be [{rows}, K], got {[*teacher_score.shape]}")
+    if rows and target.is_cpu:
+        _check_own_passages(target, (teacher_score != -torch.inf).sum(1).cpu(), len(passage))
     if not (math.isfinite(temperature) and temperature > 0):
         raise ValueError(f"temperature must be finite and greater than 0, got {temperature}")
+
+
+def _check_own_passages(target: Tensor, own: Tensor, passages: int) -> None:
+    if int(own.min()) == 0:
+        raise ValueError(f"teacher_score must have a finite score in every row, got none in row {int(own.argmin())}")
+    rules.check_target_range(int(target.min()), int((target + own).max()) - 1, passages)

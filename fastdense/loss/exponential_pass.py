@@ -178,7 +178,7 @@ def _excess(shared: Shared, rows: slice, of_target: Tensor) -> tuple[Tensor, Ten
     """For label smoothing, [rows]: the sum of the others' (score - target_score), and how many others take part."""
     columns, query = shared.columns, shared.query[rows].float()
     assert columns is not None
-    others = torch.full_like(query[:, 0], shared.passage.shape[0] - 1)
+    others = query.new_full((len(query),), shared.passage.shape[0] - 1)
     left_out = of_target
     if shared.label is not None and columns.of_label is not None and columns.count_of_label is not None:
         label = shared.label[shared.target[rows]]

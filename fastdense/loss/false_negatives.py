@@ -27,6 +27,8 @@ class FalseNegativeFilter:
     relative: float | None = None
 
     def __post_init__(self) -> None:
+        if self.absolute is None and self.relative is None:
+            raise ValueError("a filter needs a rule: pass absolute or relative")
         for name in ("absolute", "relative"):
             value = getattr(self, name)
             if value is not None and not math.isfinite(value):

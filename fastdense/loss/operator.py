@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
 
 from fastdense.loss.problem import Problem, accumulation_dtype
 
@@ -62,10 +63,20 @@ def differentiable_loss(implementation: str, problem: Problem, query_grad: bool,
     small problems notice.
     """
     operator, arguments = _operator(implementation), _arguments(problem, query_grad, passage_grad, 0, False)
+    if not torch.compiler.is_compiling():
+        _refuse_tangents(problem.query, problem.passage, problem.scale)
     if torch.compiler.is_compiling() or not (query_grad or passage_grad or problem.scale.requires_grad):
         loss: Tensor = _run(operator, arguments)[0]
         return loss
     return _EagerLoss.apply(problem.query, problem.passage, problem.scale, operator, arguments)
+
+
+def _refuse_tangents(*inputs: Tensor) -> None:
+    """Forward-mode differentiation would take the loss for a constant."""
+    if any(unpack_dual(tensor).tangent is not None for tensor in inputs):
+        raise RuntimeError(
+            "contrastive_loss has no forward-mode derivative (torch.func.jvp, jacfwd): its gradients come from backward"
+        )
 
 
 def _run(operator: Callable[..., tuple[Any, ...]], arguments: tuple[Any, ...]) -> tuple[Any, ...]:

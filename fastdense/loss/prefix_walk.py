@@ -54,7 +54,7 @@ def prefix_loss_and_grad(
         dims: lengths of the prefixes, from 1 to D, none twice. Default: D alone.
         dim_weights: one number >= 0 for each of ``dims``. Default: 1 each.
         renormalize: prefixes are scaled to length 1.
-        guide: representations [N, D_guide] and [M, D_guide] of another model, of the dtype of ``query``, whose dot
+        guide: representations [N, D_guide] and [M, D_guide] of another model, of one floating dtype, whose dot
             products ``false_negatives`` looks at. They get no gradient.
 
     Returns:
@@ -73,10 +73,15 @@ def prefix_loss_and_grad(
         return _walk(problem, prefixes, false_negatives, guide)
 
 
-def check_dims(dims: Sequence[int], weights: Sequence[float] | None) -> None:
-    """Raise ValueError unless ``dims`` are positive and differ, and ``weights`` are one for each, some above zero."""
+def check_dims(dims: Sequence[int], weights: Sequence[float] | None, width: int | None = None) -> None:
+    """Raise ValueError unless ``dims`` are positive and differ, and ``weights`` are one for each, some above zero.
+
+    ``width``, where it is known, is the most that one may be.
+    """
     if not dims or any(dim < 1 for dim in dims) or len(set(dims)) < len(dims):
         raise ValueError(f"the dimensions must be positive whole numbers, none twice, got {[*dims]}")
+    if width is not None and max(dims) > width:
+        raise ValueError(f"a prefix of {max(dims)} dimensions is longer than the representations, which have {width}")
     if weights is None:
         return
     if len(weights) != len(dims):
@@ -99,9 +104,7 @@ def _make_prefixes(
 ) -> list[_Prefix]:
     width = problem.query.shape[1]
     dims = [width] if dims is None else dims
-    check_dims(dims, weights)
-    if max(dims) > width:
-        raise ValueError(f"a prefix of {max(dims)} dimensions is longer than the representations, which have {width}")
+    check_dims(dims, weights, width)
     prefixes, start = [], 0
     for dim, weight in sorted(zip(dims, weights or [1.0] * len(dims), strict=True)):
         inverse = None

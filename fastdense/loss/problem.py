@@ -72,14 +72,14 @@ def make_problem(
         _check_vector("passage_id", passage_id, columns, "a passage", query.device)
         _check_integer("passage_id", passage_id)
     if weight is not None:
-        _check_weight(weight, query)
+        weight = _check_weight(weight, query)
     return Problem(
         query=query,
         passage=passage,
         target=target,
         scale=_scale_tensor(scale, query),
         passage_id=None if passage_id is None else passage_id.long(),
-        weight=None if weight is None else weight.to(accumulation_dtype(query)),
+        weight=weight,
         label_smoothing=float(label_smoothing),
         symmetric=bool(symmetric),
         mean=reduction == "mean",
@@ -104,8 +104,9 @@ def row_weights(query: Tensor, weight: Tensor | None, mean: bool) -> Tensor:
         weight = query.new_ones(query.shape[0], dtype=accumulation_dtype(query))
     if not mean:
         return weight
-    total = weight.sum()
-    return torch.where(total > 0, weight / total, torch.zeros_like(weight))
+    exact = weight.double()  # the sum of large ones may exceed float32
+    total = exact.sum()
+    return torch.where(total > 0, exact / total, 0.0).to(weight.dtype)
 
 
 def _check_representations(query: Tensor, passage: Tensor) -> None:
@@ -135,13 +136,15 @@ def _range(values: Tensor) -> tuple[int, int]:
     return int(low), int(high)
 
 
-def _check_weight(weight: Tensor, query: Tensor) -> None:
+def _check_weight(weight: Tensor, query: Tensor) -> Tensor:
     _check_vector("weight", weight, query.shape[0], "a query", query.device)
     rules.check_weight(weight.is_floating_point(), _name(weight.dtype))
     if weight.requires_grad:
         raise ValueError("weight requires a gradient, which the loss does not provide: pass weight.detach()")
+    weight = weight.to(accumulation_dtype(query))
     if _values_readable(weight):
         rules.check_weight_values(bool(((weight >= 0) & weight.isfinite()).all()))
+    return weight
 
 
 def _scale_tensor(scale: float | Tensor, query: Tensor) -> Tensor:

@@ -6,8 +6,11 @@ Shared by the loss for torch (:mod:`fastdense.loss.problem`) and the one for JAX
 import math
 import os
 from collections.abc import Sequence
+from numbers import Real
+from typing import Any
 
 REDUCTIONS = ("mean", "sum")
+SMALLEST_SCALE, LARGEST_SCALE = 2.0**-126, (2 - 2.0**-23) * 2.0**127  # of float32's normal numbers
 
 CPU_CHUNK_BYTES = 48 * 2**20  # every chunk packs the passages twice; with its operands a call stays below 64 MiB
 ACCELERATOR_CHUNK_BYTES = 2**30  # thousands of rows, or updating passage_grad takes longer than a chunk's products
@@ -37,7 +40,8 @@ def check_options(label_smoothing: float, reduction: str, chunk_bytes: int | Non
     if reduction not in REDUCTIONS:
         raise ValueError(
             f"reduction must be 'mean' or 'sum', got {reduction!r}: one pass yields the gradient of a single number; "
-            "for the loss of each row use contrastive_loss_and_grad: log_normalizer - target_score"
+            "for the loss of each row (in one direction, without label smoothing) use contrastive_loss_and_grad: "
+            "log_normalizer - target_score"
         )
     if not 0.0 <= label_smoothing < 1.0:
         raise ValueError(f"label_smoothing must lie in [0, 1), got {label_smoothing}")
@@ -112,14 +116,15 @@ def check_scale_array(array: str, shape: Sequence[int], is_floating: bool, dtype
         )
 
 
-def check_scale_number(scale: object, array: str) -> None:
+def check_scale_number(scale: Any, array: str) -> None:
     """A scale that is no array (``array``: what messages call one) is a number, and a valid one."""
-    if isinstance(scale, bool) or not isinstance(scale, int | float):
+    is_number = isinstance(scale, Real) and not isinstance(scale, bool)
+    if not is_number:
         raise TypeError(f"scale must be a number or {array} with one element, got {type(scale).__name__}")
     check_scale_value(scale)
 
 
 def check_scale_value(scale: float) -> None:
-    """1 / temperature is finite and positive."""
-    if not (math.isfinite(scale) and scale > 0):
-        raise ValueError(f"scale (1 / temperature) must be finite and greater than 0, got {scale}")
+    """1 / temperature is positive, and in float32, too, neither zero nor infinite. (torch.compile traces it.)"""
+    if not SMALLEST_SCALE <= scale <= LARGEST_SCALE:
+        raise ValueError(f"scale (1 / temperature) must in float32 be finite and greater than 0, got {scale}")

@@ -43,6 +43,8 @@ def test_the_peer_answers_what_is_not_fused(normal, monkeypatch):
     assert torch.equal(rows, F.cross_entropy(query @ passage.T, torch.arange(4) * 2, reduction="none"))
     with pytest.raises(AssertionError):
         loss(query, passage[:6])
+    for target in (torch.tensor([0, -100, 5, 7]), torch.rand(4, 8)):
+        assert torch.equal(loss(query, passage, target), F.cross_entropy(query @ passage.T, target))
 
 
 def test_without_ranks_the_distributed_loss_says_what_its_peer_says():

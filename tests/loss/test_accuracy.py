@@ -39,6 +39,20 @@ def test_float32_is_as_exact_as_torch(implementation, oracle, draw, relative_err
         assert relative_error(actual, expected) <= allowed, name
 
 
+@pytest.mark.parametrize("rows", [32, 70])  # few queries go a way of their own in csrc/cpu
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_scores_of_billions_stay_finite(implementation, oracle, relative_error, rows, symmetric):
+    """Their rounding alone is hundreds, and differs between two products."""
+    generator = torch.Generator().manual_seed(0)
+    query, passage = (torch.randn(count, 768, generator=generator) for count in (rows, 2 * rows))
+    for size in (1.0, 300.0, 3e5):  # scores of 1e4 to 3e9
+        inputs = query * size, passage
+        result = contrastive_loss_and_grad(*inputs, scale=100.0, symmetric=symmetric, implementation=implementation)
+        assert all(part.isfinite().all() for part in result[:4])
+        exact = oracle(*inputs, scale=100.0, symmetric=symmetric)
+        assert relative_error(result.loss, exact.loss) < 1e-5
+
+
 @pytest.mark.parametrize("kind", ["random", "trained", "low rank", "dominated", "equal"])
 @pytest.mark.parametrize("scale", [1.0, 20.0, 50.0, 100.0])
 @pytest.mark.parametrize("rows", [33, 67])

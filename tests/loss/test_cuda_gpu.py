@@ -43,7 +43,8 @@ def test_against_float64(oracle, draw, relative_error, choice, kind, scale, widt
     exact = oracle(query, passage, scale=scale, **choice)
     result = native(query, passage, scale=scale, chunk_bytes=400_000, **choice)
     for name in exact._fields:
-        allowed = 1e-5 + (600 * scale * 2**-24 if kind == "raw" else 0)
+        # A tensor core cuts digits off its running sum, which a target's growing score feels every time.
+        allowed = 1e-5 + scale * width * 2**-28 + (600 * scale * 2**-24 if kind == "raw" else 0)
         allowed += 6e-3 if name in ("query_grad", "passage_grad") else 0
         assert relative_error(getattr(result, name).cpu(), getattr(exact, name)) < allowed, name
 

@@ -77,11 +77,34 @@ def test_half_precision_is_summed_in_float32(problem):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"target": torch.zeros(4)}, "target must have an integer dtype"),
+        ({"passage": torch.zeros(11, 12, dtype=torch.bfloat16)}, "one dtype"),
+    ],
+)
+def test_bad_types_are_named(problem, changes, message):
+    with pytest.raises(TypeError, match=message):
+        distillation_loss_and_grad(**{**problem, **changes})
+
+
+def test_no_queries_have_nothing_to_learn():
+    none = torch.zeros(0, 12), torch.zeros(5, 12), torch.zeros(0, dtype=torch.int64), torch.zeros(0, 3)
+    result = distillation_loss_and_grad(*none)
+    assert result.loss == 0
+    assert result.passage_grad.count_nonzero() == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
         ({"passage": torch.zeros(11, 3)}, r"\[N, D\] and \[M, D\], got \[4, 12\] and \[11, 3\]"),
         ({"target": torch.zeros(3, dtype=torch.int64)}, r"target must be \[4\]"),
         ({"teacher_score": torch.zeros(3, 4)}, r"teacher_score must be \[4, K\], got \[3, 4\]"),
         ({"temperature": 0.0}, "temperature must be finite and greater than 0"),
         ({"dims": [4, 4]}, "none twice"),
+        ({"dims": [768]}, "768 dimensions is longer than the representations, which have 12"),
+        ({"scale": -1.0}, "scale .* greater than 0"),
+        ({"target": torch.tensor([0, 3, 6, 11])}, r"target must lie in \[0, 11\), got values from 0 to 1"),
+        ({"teacher_score": torch.full((4, 4), ABSENT)}, "a finite score in every row, got none in row 0"),
     ],
 )
 def test_bad_arguments_are_named(problem, changes, message):

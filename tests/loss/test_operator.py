@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fastdense import contrastive_loss, contrastive_loss_and_grad
+from fastdense import ContrastiveLoss, contrastive_loss, contrastive_loss_and_grad
 
 
 def operator_arguments(query, passage, *, symmetric=False, query_grad=True, passage_grad=True, by_products=True):
@@ -61,6 +61,34 @@ def test_compile_without_a_graph_break(implementation, draw, symmetric):
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
     for actual, wanted in zip(torch.autograd.grad(compiled(*inputs), inputs), expected, strict=True):
         torch.testing.assert_close(actual, wanted)
+
+
+def test_compile_with_shapes_and_scales_that_change(implementation, draw):
+    torch.compiler.reset()
+    compiled = torch.compile(contrastive_loss, fullgraph=True, backend="aot_eager", dynamic=True)
+    module = torch.compile(ContrastiveLoss(20.0), fullgraph=True, backend="aot_eager", dynamic=True)
+    for rows, scale in ((6, 1.0), (7, 2.0), (9, 20.0)):
+        query, passage = draw("trained", rows, 2 * rows, 12)
+        expected = contrastive_loss(query, passage, scale=scale, implementation=implementation)
+        torch.testing.assert_close(
+            compiled(query, passage, scale=scale, implementation=implementation), expected, rtol=1e-6, atol=1e-6
+        )
+    torch.testing.assert_close(module(query, passage), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # torch.func.jvp's own
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_forward_mode_differentiation_is_refused(implementation, draw, requires_grad):
+    query, passage = draw("trained", 4, 8, 12)
+    query.requires_grad_(requires_grad)
+
+    def loss(query):
+        return contrastive_loss(query, passage, implementation=implementation)
+
+    with pytest.raises(RuntimeError, match="no forward-mode derivative"):
+        torch.func.jvp(loss, (query,), (torch.ones_like(query),))
+    with torch.autograd.forward_ad.dual_level(), pytest.raises(RuntimeError, match="no forward-mode derivative"):
+        loss(torch.autograd.forward_ad.make_dual(query, torch.ones_like(query)))
 
 
 def test_compile_of_loss_and_grad(implementation, draw):

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import forked
+import numpy as np
 import pytest
 import torch
 
@@ -34,6 +35,9 @@ BAD = [
     ({"scale": 0.0}, ValueError, "scale .* greater than 0, got 0.0"),
     ({"scale": -1}, ValueError, "scale .* greater than 0, got -1"),
     ({"scale": float("nan")}, ValueError, "scale .* finite .* got nan"),
+    ({"scale": 1e39}, ValueError, "scale .* finite .* got 1e.39"),
+    ({"scale": 1e-50}, ValueError, "scale .* greater than 0, got 1e-50"),
+    ({"scale": torch.tensor(1e39, dtype=torch.float64)}, ValueError, "scale .* finite .* got 1e.39"),
     ({"scale": "20"}, TypeError, "scale must be a number or a tensor with one element, got str"),
     ({"scale": True}, TypeError, "scale must be a number or a tensor with one element, got bool"),
     ({"scale": torch.ones(2)}, ValueError, r"scale must be .* one element, got float32 \[2\]"),
@@ -46,6 +50,7 @@ BAD = [
     ({"weight": torch.ones(4, dtype=torch.long)}, TypeError, "weight must have a floating-point dtype, got int64"),
     ({"weight": torch.tensor([1.0, 1, 1, -1])}, ValueError, "weight must be finite and not negative"),
     ({"weight": torch.tensor([1.0, 1, 1, torch.nan])}, ValueError, "weight must be finite and not negative"),
+    ({"weight": torch.full((4,), 1e39, dtype=torch.float64)}, ValueError, "weight must be finite and not negative"),
     ({"weight": torch.ones(4, requires_grad=True)}, ValueError, r"weight requires a gradient.*weight.detach\(\)"),
     ({"label_smoothing": 1.0}, ValueError, r"label_smoothing must lie in \[0, 1\), got 1.0"),
     ({"label_smoothing": -0.1}, ValueError, r"label_smoothing must lie in \[0, 1\), got -0.1"),
@@ -65,6 +70,19 @@ BAD = [
 def test_bad_arguments(function, arguments, error, message):
     with pytest.raises(error, match=message):
         function(**{"query": Q, "passage": P, **arguments})
+
+
+@pytest.mark.parametrize("number", [np.float32(2), np.float64(2), np.int64(2), 2])
+def test_any_number_is_a_scale(number):
+    assert contrastive_loss(Q, P, scale=number) == contrastive_loss(Q, P, scale=2.0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"), [({"reduction": "none"}, "reduction"), ({"label_smoothing": 2.0}, "label_smoothing")]
+)
+def test_module_refuses_bad_options_when_it_is_made(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        ContrastiveLoss(20.0, **arguments)
 
 
 def test_an_implementation_asked_for_by_name_runs_or_says_why_not():

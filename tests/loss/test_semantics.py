@@ -154,6 +154,21 @@ def test_no_queries(implementation, columns, width, symmetric):
 def test_no_width(implementation):
     result = contrastive_loss_and_grad(torch.ones(2, 0), torch.ones(4, 0), implementation=implementation)
     assert result.loss.item() == pytest.approx(torch.tensor(4.0).log().item())
+    smoothed = contrastive_loss_and_grad(
+        torch.ones(2, 0), torch.ones(4, 0), label_smoothing=0.1, implementation=implementation
+    )
+    assert smoothed.loss.item() == pytest.approx(result.loss.item())
+
+
+def test_only_the_ratio_of_weights_counts(implementation, draw):
+    """Whose sum may exceed float32."""
+    query, passage = draw("trained", 6, 12, 8)
+    weight = torch.tensor([1.0, 2, 1, 2, 1, 0])
+    expected = contrastive_loss_and_grad(query, passage, weight=weight, implementation=implementation)
+    for factor in (1e-30, 1.5e38):
+        result = contrastive_loss_and_grad(query, passage, weight=weight * factor, implementation=implementation)
+        for name in ("loss", "query_grad", "passage_grad"):
+            torch.testing.assert_close(getattr(result, name), getattr(expected, name), rtol=1e-5, atol=1e-7)
 
 
 def test_module_with_a_learnable_scale_trains_it(draw):
@@ -163,6 +178,7 @@ def test_module_with_a_learnable_scale_trains_it(draw):
     expected = contrastive_loss_and_grad(query, passage, scale=20.0, label_smoothing=0.1)
     torch.testing.assert_close(module.log_scale.grad, expected.scale_grad * 20)
     assert [name for name, _ in module.named_parameters()] == ["log_scale"]
+    assert "scale=20, learnable=True" in repr(module)
 
 
 def test_module_with_a_fixed_scale_has_no_parameters(draw):

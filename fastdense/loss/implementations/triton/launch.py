@@ -139,7 +139,7 @@ def default_tiles(device: torch.device) -> Tiles:
 def candidates(tiles: Tiles, shared_memory: int) -> list[Tiles]:
     """What tuning tries: the depth of the pipeline and the order of tiles depend on memory and caches. No bit changes.
 
-    Two programs on a multiprocessor do one's exponentials during the other's products. For that each thread may have half
+    Two programs on a multiprocessor do one's exponentials during the other's products. For that a thread may have half
     of the registers: with Hopper's products, which leave their factors in shared memory, that is some too few.
     """
     found = [tiles, replace(tiles, group=16)]
