@@ -31,6 +31,7 @@ LEFT_OUT = [
     "half_precision and not 100.0-raw",
     "two_millionths and (67 or not 100.0)",
     "wide_float32 and 72",
+    "billions and (70 or True)",
     "autograd_gives and not all",
     "same_bits or loss_and_grad_stays or (compile and not triton-False) or (contiguous and dtype0)",
 ]
