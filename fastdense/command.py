@@ -1,6 +1,7 @@
 """How every command ends: exit status 0, or one sentence and exit status 2."""
 
 import argparse
+import errno
 import logging
 import os
 import signal
@@ -11,6 +12,14 @@ from typing import Any, NoReturn
 from fastdense.errors import UserError
 
 _ENDINGS = {signal.SIGTERM: ("terminated", 143), signal.SIGINT: ("interrupted", 130)}  # last line, exit status
+# What the machine refuses a user, and what to do about it; any other fault of a file is named without advice.
+_ADVICE = {
+    errno.EACCES: "let this user read or write it, or name another place",
+    errno.EPERM: "let this user read or write it, or name another place",
+    errno.EROFS: "name another place",
+    errno.ENOSPC: "make room and start the command again",
+    errno.EDQUOT: "make room and start the command again",
+}
 _came: list[int] = []  # the signals that asked us to end
 
 
@@ -23,7 +32,8 @@ def _end(number: int, _: object) -> NoReturn:
 def run(main: Callable[[], None]) -> NoReturn:
     """Run a command's ``main``; a :class:`UserError` becomes one line on stderr and exit status 2.
 
-    Any other exception is a defect or a fault of the machine, and keeps its traceback.
+    So does what the system refuses about a file: no permission, no room, a directory where a file was meant. Any other
+    exception is a defect or a fault of the machine, and keeps its traceback.
     """
     for number in _ENDINGS:
         signal.signal(number, _end)
@@ -46,11 +56,24 @@ def _last_words(error: BaseException) -> int | None:
     elif isinstance(error, BrokenPipeError):  # the reader (`| head`) went away; nothing is left to say to it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    elif isinstance(error, OSError) and (sentence := _refusal(error)):
+        line, status = f"error: {sentence}", 2
     else:
         return None
     sys.stdout.flush()
     print(line, file=sys.stderr, flush=True)
     return status
+
+
+def _refusal(error: OSError) -> str | None:
+    """What the system refused about which file, if it says so; None for connections and the like."""
+    name = error.filename if error.filename2 is None else error.filename2  # of a renaming, where to
+    if error.strerror is None or (name is None and error.errno not in _ADVICE):
+        return None
+    reason = error.strerror[:1].lower() + error.strerror[1:]
+    where = "" if name is None else f"{os.fsdecode(name) if isinstance(name, bytes) else name}: "
+    advice = _ADVICE.get(error.errno or 0)
+    return f"{where}{reason}" + (f"; {advice}" if advice else "")
 
 
 class CommandParser(argparse.ArgumentParser):

@@ -21,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for measure in args.measures:
         parse_measure(measure)  # a misspelt name is found before large files are read
     if args.output is not None:
-        check_writable(args.output)
+        check_writable("--output", args.output, {"--qrels": [args.qrels], "--run": [args.run]})
     qrels, ranking = read_qrels(args.qrels), read_run(args.run)
     values = evaluate_run(qrels, ranking, args.measures)
     width = max(map(len, ["queries", *values]))

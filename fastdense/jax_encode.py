@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from fastdense.command import run
 from fastdense.jax.available import check_jax
 from fastdense.retrieval.arguments import EncodeArguments
-from fastdense.retrieval.encode_files import encode_to_files, find_texts
-from fastdense.retrieval.output import check_writable
+from fastdense.retrieval.encode_files import check_save_path, encode_to_files, find_texts
 from fastdense.training.parser import parse_arguments
 
 PROG = "fastdense.jax_encode"
@@ -23,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         (JaxEncoderArguments, EncodeArguments),
         arguments,
     )
-    check_writable(data.encoded_save_path)
+    check_save_path(data, model.model_name_or_path)
     encode, describe = load_jax_encoder(model, data)
     encode_to_files(encode, find_texts(data, model.cache_dir), data, describe)
 

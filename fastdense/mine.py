@@ -1,6 +1,7 @@
 """``python -m fastdense.mine``: encoded queries and passages to training rows with hard negatives."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from fastdense.command import run
 from fastdense.data.files import files_source, row_files
@@ -19,8 +20,8 @@ from fastdense.retrieval.mining_rows import (
 from fastdense.retrieval.output import check_writable
 from fastdense.retrieval.progress import progress_bar
 from fastdense.retrieval.qrels import read_qrels
-from fastdense.retrieval.representations import read_representations, representation_files
-from fastdense.retrieval.text_source import text_source
+from fastdense.retrieval.representations import files_with_ids, read_representations, representation_files, with_ids
+from fastdense.retrieval.text_source import text_files, text_source
 from fastdense.retrieval.texts import read_texts
 from fastdense.training.parser import parse_arguments
 
@@ -32,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     (args,) = parse_arguments(
         PROG, "Mine hard negatives: write training rows with passages that rank high.", (MineArguments,), arguments
     )
-    check_writable(args.save_rows_to)
+    check_writable("--save_rows_to", args.save_rows_to, inputs(args))
     files = representation_files(args.passage_reps)
     vectors = read_representations(args.query_reps)
     corpus = Corpus(text_source(args.corpus, is_query=False))
@@ -49,13 +50,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
             on_batch=on_batch,
         )
     if not summary.negatives:
-        raise UserError(
-            f"the rules leave no query a negative ({summary.commonest()}): raise --range_max or loosen the thresholds"
-        )
+        raise UserError(summary.advice(args.rules))
     write_rows(args.save_rows_to, judged, negatives, corpus)
     for line in summary.lines():
         print(line)
     print(f"{len(judged)} training rows are in {args.save_rows_to}")
+
+
+def inputs(args: MineArguments) -> dict[str, list[Path]]:
+    """The files that are read, by flag."""
+    return {
+        "--query_reps": with_ids(args.query_reps),
+        "--passage_reps": files_with_ids(args.passage_reps),
+        "--corpus": text_files(args.corpus),
+        "--train_dir": row_files(args.train_dir or ()),
+        "--queries": text_files(args.queries),
+        "--qrels": [Path(args.qrels)] if args.qrels else [],
+    }
 
 
 def read_queries(args: MineArguments, corpus: Corpus) -> list[JudgedQuery]:

@@ -9,7 +9,7 @@ from fastdense.retrieval.nearest import search_device
 from fastdense.retrieval.output import check_writable
 from fastdense.retrieval.progress import progress_bar
 from fastdense.retrieval.rankings import Run, merge_runs, ranking_files, read_run, write_run
-from fastdense.retrieval.representations import read_representations, representation_files
+from fastdense.retrieval.representations import files_with_ids, read_representations, representation_files, with_ids
 from fastdense.retrieval.search import search_shards
 from fastdense.training.parser import parse_arguments
 
@@ -22,10 +22,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     (args,) = parse_arguments(
         PROG, "Search passages by exact inner product, or merge rankings of shards.", (SearchArguments,), arguments
     )
-    check_writable(args.save_ranking_to)
+    check_writable("--save_ranking_to", args.save_ranking_to, inputs(args))
     ranking = merge(args) if args.merging else search(args)
     write_run(args.save_ranking_to, ranking, args.output_format)
     print(f"the ranking of {len(ranking)} queries is in {args.save_ranking_to}")
+
+
+def inputs(args: SearchArguments) -> dict[str, list[Path]]:
+    """The files that are read, by flag."""
+    return {
+        "--query_reps": with_ids(args.query_reps) if args.query_reps else [],
+        "--passage_reps": files_with_ids(args.passage_reps) if args.passage_reps else [],
+        "--merge": [Path(file) for file in args.merge or []],
+        "--score_dir": ranking_files(args.score_dir) if args.score_dir else [],
+    }
 
 
 def search(args: SearchArguments) -> Run:

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fastdense.errors import UserError
+from fastdense.files import check_readable
 
 ROW_FILE_SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".parquet")
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -41,6 +42,7 @@ def row_files(paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) 
 
 
 def _files_at(path: Path) -> list[Path]:
+    check_readable(path)
     if path.is_file():
         return [path]
     if not path.is_dir():
@@ -48,6 +50,8 @@ def _files_at(path: Path) -> list[Path]:
     files = sorted(file for file in path.iterdir() if is_row_file(file.name) and file.is_file())
     if not files:
         raise UserError(f"{path}: no file in this directory ends in {', '.join(ROW_FILE_SUFFIXES)}; put the rows there")
+    for file in files:
+        check_readable(file)
     return files
 
 

@@ -1,6 +1,7 @@
 """Load one backbone; whatever can be wrong with it becomes one sentence."""
 
 import pickle
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from fastdense.errors import UserError
+from fastdense.files import check_readable
 from fastdense.modeling.layout import join
 from fastdense.modeling.quiet import quiet_transformers
 from fastdense.modeling.reason import reason
@@ -64,6 +66,7 @@ def load_backbone(
                 **settings,
             )
     except Exception as error:  # damaged files make the libraries raise nearly anything
+        _check_readable(source, folder)  # of what may not be read, safetensors says that there is no such file
         raise _explain(where, error, attn_implementation) from error
     _check_weights(where, model, report)
     return model.train()
@@ -118,6 +121,13 @@ def _check_files(source: ModelSource, folder: str) -> None:
     found = next((name for name in _FOREIGN_WEIGHTS if source.file(join(folder, name))), None)
     hint = "" if found is None else f"; {found} cannot be read, convert it first"
     raise UserError(f"{join(source.name, folder)} has no weights (model.safetensors or pytorch_model.bin){hint}")
+
+
+def _check_readable(source: ModelSource, folder: str) -> None:
+    if source.is_local:
+        for pattern in ("*.safetensors", "*.bin", "*.index.json"):
+            for file in sorted(Path(source.name, folder).glob(pattern)):
+                check_readable(file)
 
 
 def _check_weights(where: str, model: PreTrainedModel, report: dict[str, Any]) -> None:

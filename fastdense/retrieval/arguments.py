@@ -12,6 +12,7 @@ from fastdense.errors import UserError
 from fastdense.retrieval.evaluate import DEFAULT_MEASURES
 from fastdense.retrieval.mining import MiningRules
 
+ROW_ENDINGS = (".jsonl", ".json", ".jsonl.gz", ".json.gz")  # of the files that mine writes
 LOCAL_FILES = "json"  # the --dataset_name that stands for none, here as in training
 
 
@@ -224,7 +225,9 @@ class MineArguments:
     corpus: list[str] = field(
         metadata=_flag("Files or directories of the passages that were encoded; or irds:ID or hub:org/name[/split].")
     )
-    save_rows_to: str = field(metadata=_flag("File of training rows to write (Tevatron's, JSON lines)."))
+    save_rows_to: str = field(
+        metadata=_flag("File of training rows to write (Tevatron's, JSON lines): .jsonl or .json, either with .gz.")
+    )
     train_dir: list[str] | None = field(
         default=None,
         metadata=_flag(
@@ -266,6 +269,11 @@ class MineArguments:
     def __post_init__(self) -> None:
         if (self.train_dir is None) == (self.qrels is None) or (self.qrels is None) != (self.queries is None):
             raise UserError("name the known positives by --train_dir ROWS..., or by --queries FILE... and --qrels FILE")
+        if not self.save_rows_to.endswith(ROW_ENDINGS):
+            raise UserError(
+                f"--save_rows_to {self.save_rows_to} must end in {', '.join(ROW_ENDINGS)}: JSON lines are written, and "
+                "read by that ending"
+            )
         if self.num_negatives < 1:
             raise UserError(f"--num_negatives must be at least 1, not {self.num_negatives}")
         if self.range_min < 0:

@@ -6,19 +6,40 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import count, islice
 from pathlib import Path
 
-from fastdense.data.files import Source
+from fastdense.data.files import Source, row_files
 from fastdense.data.sources import find_source
 from fastdense.errors import UserError
-from fastdense.files import atomic_file
+from fastdense.files import atomic_file, leftovers_of
 from fastdense.retrieval.arguments import EncodeArguments
 from fastdense.retrieval.encode import WINDOW, Encode
 from fastdense.retrieval.irds import irds_texts, is_irds
 from fastdense.retrieval.launch import Launch
+from fastdense.retrieval.output import check_writable
 from fastdense.retrieval.progress import progress_bar
-from fastdense.retrieval.representations import shard_paths, write_windows
+from fastdense.retrieval.representations import shard_paths, with_ids, write_windows
 from fastdense.retrieval.texts import Text, parse_texts, read_texts, survey_texts
 
 Description = dict[str, str]
+
+
+def check_save_path(data: EncodeArguments, model_name: str) -> None:
+    """Refuse, before a model is loaded, an ``--encoded_save_path`` that cannot be written or that is read.
+
+    Raises:
+        UserError: see :func:`fastdense.retrieval.output.check_writable`; or there is no file at ``--encode_in_path``.
+    """
+    inputs = {
+        "--encode_in_path": row_files(data.encode_in_path or ()),
+        "--model_name_or_path": _model_files(model_name),
+    }
+    ids = with_ids(data.encoded_save_path)[1:]
+    check_writable("--encoded_save_path", data.encoded_save_path, inputs, beside=ids)
+
+
+def _model_files(name: str) -> list[Path]:
+    """What a model directory is read from. Not all that is there: vectors may be kept beside their model."""
+    names = ("*.json", "model*.safetensors", "pytorch_model*.bin", "pooler.pt")
+    return [file for pattern in names for folder in ("", "*/") for file in Path(name).glob(folder + pattern)]
 
 
 def find_texts(data: EncodeArguments, cache_dir: str | None) -> Source:
@@ -85,7 +106,7 @@ def encode_shards(
 
 
 def _encode_file(encode: Encode, texts: Sequence[Text], path: Path, on_batch: Callable[[int], object]) -> int:
-    for unfinished in path.parent.glob(f".*.tmp.{glob.escape(path.name)}"):
+    for unfinished in leftovers_of(path):
         unfinished.unlink()  # a killed run's
     windows = (encode(texts[start : start + WINDOW], on_batch=on_batch) for start in range(0, len(texts), WINDOW))
     return write_windows(path, [text.text_id for text in texts], windows)

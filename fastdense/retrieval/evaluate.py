@@ -1,6 +1,8 @@
 """Measures of a ranking against relevance judgements, computed by ir-measures."""
 
 import difflib
+import itertools
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +12,7 @@ from fastdense.retrieval.rankings import Run
 
 DEFAULT_MEASURES = ("RR@10", "nDCG@10", "R@10", "R@100")
 _NAMES = {"mrr": "RR", "rr": "RR", "ndcg": "nDCG", "recall": "R", "r": "R", "map": "AP", "ap": "AP", "p": "P"}
+_TREC_NAMES = {"recip_rank": "RR", "ndcg_cut": "nDCG", "map_cut": "AP"}  # those that no other name is near to
 
 
 def evaluate_run(qrels: Qrels, run: Run, measures: Sequence[str] = DEFAULT_MEASURES) -> dict[str, float]:
@@ -36,20 +39,39 @@ def evaluate_run(qrels: Qrels, run: Run, measures: Sequence[str] = DEFAULT_MEASU
 
 def parse_measure(name: str) -> Any:
     """The ir-measures object that ``name`` stands for; raises UserError for a name that stands for none."""
-    ir_measures = _ir_measures()
     family, at, cutoff = name.partition("@")
     if at and not (cutoff.isdecimal() and int(cutoff) > 0):
         raise UserError(f"the measure {name!r} needs a whole number above 0 behind its @")
+    measure = _measure(_NAMES.get(family.lower(), family), cutoff)
+    if measure is None:
+        near = _nearest(name)
+        raise UserError(f"unknown measure {name!r}: " + (f"did you mean {near}?" if near else "RR@10 is one"))
+    return measure
+
+
+def _measure(family: str, cutoff: str | None) -> Any | None:
+    """None where ir-measures has no such measure, or cannot compute it, or not with (or without) a cutoff."""
+    ir_measures = _ir_measures()
     try:
-        measure = ir_measures.parse_measure(_NAMES.get(family.lower(), family))
-        measure = measure @ int(cutoff) if at else measure  # its parser reads numbers in a way that Python 3.14 dropped
-        if ir_measures.DefaultPipeline.supports(measure):
-            return measure
+        measure = ir_measures.parse_measure(family)
+        measure = measure @ int(cutoff) if cutoff else measure  # its parser reads numbers as Python 3.14 does not
+        return measure if ir_measures.DefaultPipeline.supports(measure) else None
     except (ValueError, NameError, AssertionError):  # what ir-measures raises for names that it does not know
-        pass
-    known = [*DEFAULT_MEASURES, "mrr@10", "ndcg@10", "recall@10", "recall@100", "AP", "P@10"]
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    raise UserError(f"unknown measure {name!r}: {f'did you mean {close[0]}?' if close else 'RR@10 is one'}")
+        return None
+
+
+def _nearest(name: str) -> str | None:
+    """The measure whose name is nearest, large and small letters being the same; trec_eval's ``success_5`` counts."""
+    match = re.fullmatch(r"(.*?)(?:[@_.](\d+))?", name, re.DOTALL)
+    assert match is not None  # whatever the name is
+    asked, cutoff = match.groups()
+    known = {family.lower(): family for family in _ir_measures().measures.registry} | _NAMES | _TREC_NAMES
+    asked = asked.lower()
+    near = [asked] if asked in known else difflib.get_close_matches(asked, known, n=5, cutoff=0.5)
+    for at, close in itertools.product((cutoff, None, "10"), near):
+        if _measure(known[close], at) is not None:
+            return known[close] + (f"@{at}" if at else "")
+    return None
 
 
 def _by_rank(qrels: Mapping[str, object], run: Run) -> dict[str, dict[str, float]]:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from fastdense.data.files import ROW_FILE_SUFFIXES, Source, files_source
 from fastdense.errors import UserError
+from fastdense.files import check_reachable, check_readable
 from fastdense.retrieval.qrels import Qrels, read_qrels
 from fastdense.retrieval.text_source import is_collection, text_source
 from fastdense.retrieval.texts import Text, read_texts
@@ -53,6 +54,7 @@ def _parts(name: str, cache_dir: str | None) -> tuple[Qrels, Source, Source]:
         queries, passages = (text_source([name], is_query=side, cache_dir=cache_dir) for side in (True, False))
         return read_qrels(name, cache_dir), queries, passages
     path = Path(name)
+    check_reachable(path)
     if not path.is_dir():
         raise UserError(f"there is no directory {path}; one with corpus.jsonl, queries.jsonl and qrels.txt is expected")
     qrels = read_qrels(_qrels_file(path))
@@ -61,15 +63,20 @@ def _parts(name: str, cache_dir: str | None) -> tuple[Qrels, Source, Source]:
 
 def _row_file(directory: Path, stem: str) -> Path:
     files = [directory / f"{stem}{suffix}" for suffix in ROW_FILE_SUFFIXES]
-    found = next((file for file in files if file.is_file()), None)
+    found = next((file for file in files if _is_file(file)), None)
     if found is None:
         raise UserError(f"{directory} holds no {stem}.jsonl (nor {stem} in .json, .gz or .parquet)")
     return found
 
 
+def _is_file(path: Path) -> bool:
+    check_readable(path)
+    return path.is_file()
+
+
 def _qrels_file(directory: Path) -> Path:
     for name in QRELS_NAMES:
-        if (directory / name).is_file():
+        if _is_file(directory / name):
             return directory / name
     splits = sorted((directory / "qrels").glob("*.tsv"))
     if not splits:

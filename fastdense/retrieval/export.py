@@ -77,9 +77,14 @@ def export_index(
         raise UserError(f"--faiss_factory {factory}: faiss refuses it ({reason})") from None
     with atomic_file(path) as temporary:
         faiss.write_index(index, str(temporary))
-        with atomic_file(path.with_name(path.name + IDS_ENDING)) as lines:
+        with atomic_file(index_ids(path)) as lines:
             lines.write_text("".join(f"{i}\n" for i in ids), encoding="utf-8")
     return len(ids)
+
+
+def index_ids(path: str | Path) -> Path:
+    """The file of ids beside an index at ``path``."""
+    return Path(f"{path}{IDS_ENDING}")
 
 
 def _shards(files: Sequence[Path], on_shard: Callable[[int], object]) -> Iterator[Representations]:

@@ -77,6 +77,8 @@ class MiningSummary:
     short: int = 0
     """Queries with fewer negatives than asked for, those without any included."""
     empty: int = 0
+    found: int = 0
+    """Passages that the search found for a query; fewer than asked for where the corpus holds no more."""
     candidates: int = 0
     discarded: Counter[str] = field(default_factory=Counter)
     negatives: int = 0
@@ -91,6 +93,20 @@ class MiningSummary:
         """The rule that discarded most."""
         rule, count = max(self.discarded.items(), key=lambda item: item[1], default=("no rule", 0))
         return f"discarded, {rule}: {_share(count, self.candidates)}"
+
+    def advice(self, rules: MiningRules) -> str:
+        """Why there are no negatives at all under ``rules``, and which flags would leave some."""
+        if self.found <= rules.range_min:
+            return (
+                f"--range_min {rules.range_min} skips all {self.found} passages of --passage_reps, so no query has a "
+                "negative: lower it"
+            )
+        if self.found < rules.range_max:  # a larger one finds nothing more
+            flags = "lower --range_min or loosen" if rules.range_min else "loosen"
+            advice = f"{flags} the thresholds, or search more than {self.found} passages"
+        else:
+            advice = "raise --range_max or loosen the thresholds"
+        return f"the rules leave no query a negative ({self.commonest()}): {advice}"
 
     def lines(self) -> Iterator[str]:
         """The summary as text."""
@@ -159,6 +175,7 @@ def _choose(
         left &= ~hit
     kept = np.flatnonzero(left)
     chosen = kept[rules.choose(query_id, len(kept))]
+    summary.found = max(summary.found, len(found.passage_ids))
     summary.candidates += len(ids)
     summary.negatives += len(chosen)
     summary.negative_score += float(scores[chosen].sum(dtype=np.float64))

@@ -1,12 +1,15 @@
 """Queries with their known positives, the passages of a corpus, and the training rows that mining makes of them."""
 
+import contextlib
+import gzip
+import io
 import json
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from fastdense.data.files import Source
 from fastdense.data.rows import Passage, RowError, detect_format, parse_row
@@ -137,6 +140,8 @@ def write_rows(
 ) -> None:
     """Write Tevatron rows (``query_id``, ``query``, ``positive_passages``, ``negative_passages``) as JSON lines.
 
+    Compressed where ``path`` ends in .gz; the same rows give the same bytes.
+
     Raises:
         UserError: a negative is not in the corpus.
     """
@@ -144,7 +149,7 @@ def write_rows(
     passages = corpus.passages(wanted)
     if missing := wanted - passages.keys():
         raise UserError(f"the passage {min(missing)!r} of --passage_reps is not in --corpus: give the rows encoded")
-    with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+    with atomic_file(path) as temporary, _open_rows(temporary) as file:
         for query, ids in zip(queries, negatives, strict=True):
             row = {
                 "query_id": query.query_id,
@@ -153,6 +158,15 @@ def write_rows(
                 "negative_passages": [_fields(passages[i]) for i in ids],
             }
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+@contextlib.contextmanager
+def _open_rows(path: Path) -> Iterator[TextIO]:
+    with contextlib.ExitStack() as stack:
+        file: Any = stack.enter_context(path.open("wb"))
+        if path.suffix == ".gz":  # without the name and the time of writing, which it would hold
+            file = stack.enter_context(gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0))
+        yield stack.enter_context(io.TextIOWrapper(file, encoding="utf-8"))
 
 
 def _fields(passage: Passage) -> dict[str, Any]:

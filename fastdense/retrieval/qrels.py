@@ -5,6 +5,7 @@ from pathlib import Path
 
 from fastdense.data.hub import is_on_hub
 from fastdense.errors import UserError
+from fastdense.files import check_readable
 from fastdense.retrieval.hub_collection import hub_judgements
 from fastdense.retrieval.irds import irds_judgements, is_irds
 from fastdense.retrieval.rankings import read_lines
@@ -45,6 +46,7 @@ def collect_qrels(judgements: Iterable[tuple[str, str, str, int]], name: str) ->
 
 
 def _read_file(path: Path) -> Iterator[tuple[str, str, str, int]]:
+    check_readable(path)
     if not path.is_file():
         raise UserError(f"there is no file of relevance judgements at {path}")
     for number, line in read_lines(path):

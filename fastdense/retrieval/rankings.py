@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastdense.errors import UserError
-from fastdense.files import atomic_file
+from fastdense.files import atomic_file, check_readable
 from fastdense.retrieval.pickles import read_array_pickle
 
 TREC_TAG = "dense"
+LINE_FORMS = "'query<TAB>passage<TAB>score' or the six columns of a TREC run ('query Q0 passage rank score tag')"
 
 
 class Ranked(NamedTuple):
@@ -98,15 +99,22 @@ def read_run(path: str | Path, query_ids: Sequence[str] | None = None) -> Run:
         query_ids: the queries of a pickle, which does not name them.
 
     Raises:
-        UserError: the file is missing or malformed (with the line), or a pickle without ``query_ids``.
+        UserError: the file is missing, empty or malformed (with the line), or a pickle without ``query_ids``.
     """
     path = Path(path)
+    check_readable(path)
     if not path.is_file():
         raise UserError(f"there is no ranking at {path}")
     with path.open("rb") as file:
         is_pickle = file.read(1) == b"\x80"  # no text in UTF-8 starts with this byte
     if is_pickle:
         return _read_pickle(path, query_ids)
+    if not (run := _read_text(path)):
+        raise UserError(f"{path} holds no ranking: {LINE_FORMS} were expected; write it again")
+    return run
+
+
+def _read_text(path: Path) -> Run:
     passages: dict[str, dict[str, float]] = {}
     for number, line in read_lines(path):
         query_id, passage_id, score = _parse_line(path, number, line)
@@ -118,9 +126,9 @@ def read_run(path: str | Path, query_ids: Sequence[str] | None = None) -> Run:
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Number (from 1) and text of every line of ``path`` that is not blank."""
+    """Number (from 1) and text of every line of ``path`` that is not blank; a byte order mark is no part of it."""
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding="utf-8-sig") as file:
             for number, line in enumerate(file, 1):
                 if not line.isspace():
                     yield number, line.rstrip("\r\n")
@@ -135,10 +143,7 @@ def _parse_line(path: Path, number: int, line: str) -> tuple[str, str, float]:
     elif len(fields := line.split()) == 6:
         query_id, _, passage_id, _, score, _ = fields
     else:
-        raise UserError(
-            f"{path}, line {number}: 'query<TAB>passage<TAB>score' or the six columns of a TREC run "
-            f"('query Q0 passage rank score tag') were expected, not {line[:80]!r}"
-        )
+        raise UserError(f"{path}, line {number}: {LINE_FORMS} were expected, not {line[:80]!r}")
     try:
         value = float(score)
     except ValueError:
@@ -167,6 +172,7 @@ def _read_pickle(path: Path, query_ids: Sequence[str] | None) -> Run:
 def ranking_files(directory: str | Path) -> list[Path]:
     """The files in a directory of rankings, sorted by name."""
     directory = Path(directory)
+    check_readable(directory)
     files = sorted(file for file in directory.glob("*") if file.is_file() and not file.name.startswith("."))
     if not files:
         raise UserError(f"there is no directory {directory} with rankings in it")

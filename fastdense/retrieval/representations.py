@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastdense.errors import UserError
-from fastdense.files import atomic_file
+from fastdense.files import atomic_file, check_readable
 from fastdense.retrieval.pickles import read_array_pickle
 from fastdense.retrieval.rankings import is_rankable
 
@@ -56,14 +56,27 @@ class Representations:
 
 def representation_files(pattern: str) -> list[Path]:
     """The files that the glob ``pattern`` names, sorted by name."""
+    check_readable(pattern)
     if Path(pattern).is_file():
         return [Path(pattern)]  # also where its name holds a bracket
+    check_readable(Path(pattern).parent)  # of an unreadable one glob would say that nothing is in it
     paths = sorted(Path(name) for name in glob.glob(pattern) if not name.endswith(IDS_ENDING))
     files = [path for path in paths if path.is_file()]
     if not files:
         raise UserError(f"no file of representations matches {pattern!r}; give a path or a quoted glob such as 'emb/*'")
     _check_all_shards(files)
     return files
+
+
+def with_ids(path: str | Path) -> list[Path]:
+    """The files that representations at ``path`` are in: it, and for ``.npy`` the ids beside it."""
+    path = Path(path)
+    return [path, _ids_path(path)] if path.suffix == ".npy" else [path]
+
+
+def files_with_ids(pattern: str) -> list[Path]:
+    """The same for all files that the glob ``pattern`` names."""
+    return [part for file in representation_files(pattern) for part in with_ids(file)]
 
 
 def shard_paths(path: str | Path, count: int) -> list[Path]:
@@ -131,6 +144,7 @@ def read_representations(path: str | Path) -> Representations:
         UserError: the file is missing, damaged, or not of the format of its ending.
     """
     path = Path(path)
+    check_readable(path)
     if not path.is_file():
         raise UserError(f"there is no file of representations at {path}")
     match path.suffix:
@@ -200,13 +214,26 @@ def _write_ids(path: Path, ids: list[str]) -> None:
 
 def _read_npy(path: Path) -> tuple[np.ndarray, list[str]]:
     ids_path = _ids_path(path)
+    check_readable(ids_path)
     if not ids_path.is_file():
         raise UserError(f"{path} needs its ids, one a line, in {ids_path}, which does not exist")
     try:
-        vectors = np.load(path, mmap_mode="r", allow_pickle=False)
-        return vectors, ids_path.read_text(encoding="utf-8").splitlines()
-    except (ValueError, EOFError, OSError) as error:
-        raise UserError(f"{path} is no readable .npy file with ids in {ids_path.name} ({error})") from None
+        ids = ids_path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise UserError(f"{ids_path} is no text file in UTF-8; one id a line was expected") from None
+    return _map_npy(path), ids
+
+
+def _map_npy(path: Path) -> np.ndarray:
+    try:
+        return np.lib.format.open_memmap(path, mode="r")
+    except OSError:
+        raise
+    except Exception:  # a damaged header may raise anything, and numpy's advice is to unpickle the file
+        raise UserError(
+            f"{path} is no readable .npy file, or a damaged one: an array of floats [texts, dimension] was expected; "
+            "encode the texts again"
+        ) from None
 
 
 def _write_safetensors(path: Path, representations: Representations) -> None:

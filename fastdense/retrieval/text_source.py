@@ -1,6 +1,7 @@
 """What a user names as a corpus or as queries: files, or a collection by name."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from fastdense.data.files import Source, files_source, row_files
 from fastdense.data.hub import is_on_hub
@@ -24,3 +25,10 @@ def text_source(names: Sequence[str], *, is_query: bool, cache_dir: str | None =
     if len(names) == 1 and is_on_hub(names[0]):
         return hub_texts(names[0], cache_dir, is_query=is_query)
     return files_source(row_files(names))
+
+
+def text_files(names: Sequence[str] | None) -> list[Path]:
+    """The files that :func:`text_source` reads the rows of ``names`` from; none for a collection. Raises as it does."""
+    if names is None or (len(names) == 1 and is_collection(names[0])):
+        return []
+    return row_files(names)

@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from locked import locked
 
 from fastdense.data.files import file_identities, read_file, row_files
 from fastdense.errors import UserError
@@ -110,6 +111,15 @@ def test_unreadable(tmp_path: Path, name: str, content: bytes, message: str) -> 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"none\.jsonl: there is no such file or directory"):
         row_files(tmp_path / "none.jsonl")
+
+
+@pytest.mark.parametrize("locked_name", ["rows", "rows/a.jsonl"])
+@pytest.mark.parametrize("name", ["rows", "rows/a.jsonl"])
+def test_what_may_not_be_read(tmp_path: Path, locked_name: str, name: str) -> None:
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "a.jsonl").write_bytes(LINES)
+    with locked(tmp_path / locked_name), pytest.raises(UserError, match=rf"{name}.* cannot be read: permission denied"):
+        row_files(tmp_path / name)
 
 
 def test_a_directory_without_row_files(tmp_path: Path) -> None:

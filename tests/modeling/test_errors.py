@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from locked import locked
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer import modules as st
@@ -340,6 +341,16 @@ def test_damage_in_an_untied_directory(name, content, pattern, saved_dir):
     directory = saved_dir(untie_encoder=True)
     (directory / name).unlink() if content is None else (directory / name).write_bytes(content)
     refused(pattern, load_retriever, directory)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_weights_that_may_not_be_read(name, bert_copy):
+    weights = bert_copy / "model.safetensors"
+    if name.endswith(".bin"):
+        torch.save(load_file(weights), bert_copy / name)
+        weights.unlink()
+    with locked(bert_copy / name):
+        refused(f"{name} cannot be read: permission denied", load_retriever, bert_copy)
 
 
 def test_own_settings(saved_dir):

@@ -299,6 +299,7 @@ SEARCH_MISTAKES = [
     ([*QUERIES, *PASSAGES, *RANKING, "--merge", "x"], "--passage_reps is for searching"),
     ([*RANKING, "--merge", "x", "--score_dir", "y"], "leave one of them out"),
     ([*RANKING, "--merge", "{files}/none"], "there is no ranking at"),
+    ([*RANKING, "--merge", "{files}/empty.txt"], "empty.txt holds no ranking"),
     ([*RANKING, "--score_dir", "{files}/none"], "there is no directory"),
     ([*RANKING, "--merge", "{files}/corpus.jsonl"], "corpus.jsonl, line 1: 'query<TAB>passage<TAB>score'"),
     ([*QUERIES, *PASSAGES, *RANKING, "--save_text", "--format", "trec"], "--save_text contradicts --format trec"),
@@ -313,7 +314,7 @@ EVALUATE_MISTAKES = [
     ([*QRELS, "--run", "{files}/none"], "there is no ranking at"),
     ([*RUN, "--qrels", "{files}/none"], "there is no file of relevance judgements at"),
     ([*QRELS, *RUN, "--measures", "MRR@ten"], "needs a whole number above 0 behind its @"),
-    ([*QRELS, *RUN, "--measures", "ngcd@10"], "unknown measure 'ngcd@10': did you mean ndcg@10?"),
+    ([*QRELS, *RUN, "--measures", "ngcd@10"], "unknown measure 'ngcd@10': did you mean nDCG@10?"),
     ([*QRELS, *RUN], "no query of the run has a judgement"),
     ([*QRELS, "--run", "{files}/queries.pkl"], "is a pickle and names no queries"),
     ([*QRELS, *RUN, "--measure", "x"], "unknown flag --measure: did you mean --measures?"),
@@ -331,6 +332,7 @@ EVALUATE_MISTAKES = [
 )
 def test_mistakes_end_in_one_sentence(vectors, tiny_bert_dir, command, arguments, sentence):
     (vectors / "narrow.pkl").write_bytes(pickle.dumps((np.ones((1, 4), np.float32), ["d0"])))
+    (vectors / "empty.txt").touch()
     (vectors / "run.txt").write_text("unjudged\td\t1.0\n")
     if command is search and "{files}/[pn]*.pkl" in arguments:
         (vectors / "narrow.pkl").write_bytes(pickle.dumps((np.ones((1, 8), np.float32), ["d0"])))

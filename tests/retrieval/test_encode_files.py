@@ -116,10 +116,13 @@ def test_a_killed_run_goes_on_where_it_was(source, tmp_path, name, dies_at):
 def test_what_a_killed_process_left_unfinished_is_removed(source, tmp_path):
     encode(source, tmp_path / "good" / "c.npy")
     (tmp_path / "emb").mkdir()
-    (tmp_path / "emb" / ".77.tmp.c-00003-of-00007.npy").write_bytes(b"half")
-    (tmp_path / "emb" / ".77.tmp.other.npy").write_bytes(b"somebody else's")
+    (tmp_path / "emb" / ".fastdense.77.tmp.c-00003-of-00007.npy").write_bytes(b"half")
+    others = [".fastdense.77.tmp.other.npy", ".a.tmp.c-00003-of-00007.npy"]
+    for name in others:
+        (tmp_path / "emb" / name).write_bytes(b"somebody else's")
     encode(source, tmp_path / "emb" / "c.npy")
-    (tmp_path / "emb" / ".77.tmp.other.npy").unlink()
+    for name in others:
+        (tmp_path / "emb" / name).unlink()
     assert contents(tmp_path / "emb") == contents(tmp_path / "good")
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fastdense.errors import UserError
-from fastdense.retrieval.evaluate import evaluate_run
+from fastdense.retrieval.evaluate import evaluate_run, parse_measure
 from fastdense.retrieval.qrels import read_qrels
 from fastdense.retrieval.rankings import Ranked, read_run
 
@@ -71,6 +71,27 @@ def test_unknown_measure_is_answered_with_the_nearest(qrels, run):
         evaluate_run(qrels, run, ["nDGC@10"])
 
 
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("success@5", "Success@5"),
+        ("SUCCESS@5", "Success@5"),
+        ("Succes@5", "Success@5"),
+        ("success", "Success@10"),
+        ("success_5", "Success@5"),
+        ("recip_rank", "RR"),
+        ("ndcg_cut_20", "nDCG@20"),
+        ("recall", "R@10"),
+        ("numret@10", "NumRet"),
+        ("err", "ERR@10"),
+    ],
+)
+def test_the_nearest_measure_is_one(qrels, run, name, near):
+    with pytest.raises(UserError, match=rf"unknown measure '{name}': did you mean {near}\?"):
+        evaluate_run(qrels, run, [name])
+    parse_measure(near)
+
+
 def test_no_query_in_common(qrels):
     with pytest.raises(UserError, match="different query sets"):
         evaluate_run(qrels, {"other": ranking("a")})
@@ -90,9 +111,10 @@ def test_without_ir_measures_the_sentence_names_the_extra(qrels, run, monkeypatc
         "q1\t0\ta\t1\r\nq1\t0\tb\t0\r\nq2\t0\tc\t2",
     ],
 )
-def test_qrels_of_trec_and_beir(tmp_path, text):
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_qrels_of_trec_and_beir(tmp_path, text, encoding):
     path = tmp_path / "qrels"
-    path.write_text(text)
+    path.write_text(text, encoding=encoding)
     assert read_qrels(path) == {"q1": {"a": 1, "b": 0}, "q2": {"c": 2}}
 
 

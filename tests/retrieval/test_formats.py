@@ -5,11 +5,14 @@ import re
 
 import numpy as np
 import pytest
+from locked import locked
 
 from fastdense.errors import UserError
 from fastdense.retrieval import representations as representations_module
+from fastdense.retrieval.evaluation_set import read_evaluation_set
 from fastdense.retrieval.pickles import read_array_pickle
-from fastdense.retrieval.rankings import Ranked, merge_runs, read_run, write_run
+from fastdense.retrieval.qrels import read_qrels
+from fastdense.retrieval.rankings import Ranked, merge_runs, ranking_files, read_run, write_run
 from fastdense.retrieval.representations import (
     Representations,
     read_representations,
@@ -166,6 +169,94 @@ def test_npy_without_ids(tmp_path):
         read_representations(tmp_path / "r.npy")
 
 
+def test_ids_with_a_byte_order_mark(tmp_path, representations):
+    write_representations(tmp_path / "r.npy", representations)
+    text = (tmp_path / "r.ids.txt").read_text(encoding="utf-8")
+    (tmp_path / "r.ids.txt").write_text(text, encoding="utf-8-sig")
+    assert read_representations(tmp_path / "r.npy").ids == representations.ids
+
+
+def test_ids_that_are_no_text(tmp_path, representations):
+    write_representations(tmp_path / "r.npy", representations)
+    (tmp_path / "r.ids.txt").write_bytes(b"\xff\n")
+    with pytest.raises(UserError, match=r"r\.ids\.txt is no text file in UTF-8; one id a line was expected"):
+        read_representations(tmp_path / "r.npy")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"no array", b"PK\x03\x04rest", b"\x80\x04N.", b"\x93NUMPY\x01\x00\x05\x00{'a'(", b"\x93NUMPY\x09\x00"],
+)
+def test_a_damaged_npy_is_answered_without_numpys_advice(tmp_path, content):
+    (tmp_path / "r.npy").write_bytes(content)
+    (tmp_path / "r.ids.txt").write_text("a\n")
+    with pytest.raises(UserError) as error:
+        read_representations(tmp_path / "r.npy")
+    assert str(error.value) == (
+        f"{tmp_path}/r.npy is no readable .npy file, or a damaged one: an array of floats [texts, dimension] was "
+        "expected; encode the texts again"
+    )
+
+
+def test_an_npz_is_no_npy(tmp_path):
+    with (tmp_path / "r.npy").open("wb") as file:
+        np.savez(file, np.ones((1, 2), np.float32))
+    (tmp_path / "r.ids.txt").write_text("a\n")
+    with pytest.raises(UserError, match=r"r\.npy is no readable \.npy file"):
+        read_representations(tmp_path / "r.npy")
+
+
+LOCKED = [
+    ("r.npy", read_representations, "r.npy"),
+    ("r.ids.txt", read_representations, "r.npy"),
+    ("r.safetensors", read_representations, "r.safetensors"),
+    ("r.pkl", read_representations, "r.pkl"),
+    ("", read_representations, "r.pkl"),
+    ("", lambda path: representation_files(str(path)), "r.*"),
+    ("", lambda path: representation_files(str(path)), "r.pkl"),
+    ("run", read_run, "run"),
+    ("", read_run, "run"),
+    ("", ranking_files, ""),
+    ("qrels.txt", read_qrels, "qrels.txt"),
+    ("", read_qrels, "qrels.txt"),
+    ("", read_evaluation_set, ""),
+    ("qrels.txt", read_evaluation_set, ""),
+    ("corpus.jsonl", read_evaluation_set, ""),
+]
+
+
+@pytest.mark.parametrize(("name", "read", "argument"), LOCKED)
+@pytest.mark.parametrize("mode", [0, 0o200])
+def test_what_may_not_be_read(tmp_path, representations, run, name, read, argument, mode):
+    folder = tmp_path / "folder"
+    for ending in ("pkl", "npy", "safetensors"):
+        write_representations(folder / f"r.{ending}", representations)
+    write_run(folder / "run", run, "text")
+    (folder / "qrels.txt").write_text("q1 0 a 1\n")
+    (folder / "corpus.jsonl").write_text('{"docid": "a", "text": "a"}\n')
+    (folder / "queries.jsonl").write_text('{"query_id": "q1", "query": "a"}\n')
+    read(folder / argument)
+    with locked(folder / name, mode), pytest.raises(UserError, match="cannot be read: permission denied") as error:
+        read(folder / argument)
+    assert str(error.value).startswith(str(folder / name))
+
+
+def test_a_directory_that_may_be_entered_but_not_listed(tmp_path, representations):
+    """Its files are found by their names alone."""
+    write_representations(tmp_path / "folder" / "r.pkl", representations)
+    with locked(tmp_path / "folder", 0o100):
+        assert representation_files(str(tmp_path / "folder" / "r.pkl")) == [tmp_path / "folder" / "r.pkl"]
+        with pytest.raises(UserError, match="folder cannot be read: permission denied"):
+            representation_files(str(tmp_path / "folder" / "*.pkl"))
+
+
+@pytest.mark.parametrize("name", ["r.pkl", "r.npy", "r.safetensors"])
+def test_all_that_is_written_has_the_modes_of_other_files(tmp_path, representations, name):
+    write_representations(tmp_path / name, representations)
+    (tmp_path / "other").touch()
+    assert len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1
+
+
 def test_safetensors_of_something_else(tmp_path):
     from safetensors.numpy import save_file
 
@@ -226,6 +317,21 @@ def run():
 
 def as_lists(run):
     return {query: (found.passage_ids, np.float32(found.scores).tolist()) for query, found in run.items()}
+
+
+@pytest.mark.parametrize("form", ["text", "trec"])
+def test_a_byte_order_mark_is_no_part_of_a_run(tmp_path, run, form):
+    run["q2"] = run.pop("q 2")
+    write_run(tmp_path / "run", run, form)
+    (tmp_path / "run").write_text((tmp_path / "run").read_text(), encoding="utf-8-sig")
+    assert as_lists(read_run(tmp_path / "run")) == as_lists(run)
+
+
+@pytest.mark.parametrize("text", ["", "\n\n"])
+def test_a_run_of_nothing(tmp_path, text):
+    (tmp_path / "run").write_text(text)
+    with pytest.raises(UserError, match=r"run holds no ranking: 'query<TAB>passage<TAB>score' or "):
+        read_run(tmp_path / "run")
 
 
 @pytest.mark.parametrize("form", ["text", "pickle"])

@@ -144,8 +144,8 @@ def test_hard_negatives_are_those_of_its_files(
 
     def mined(name: str, corpus: str, queries: str, qrels: str) -> str:
         named = ["--corpus", corpus, "--queries", queries, "--qrels", qrels, "--num_negatives", "5"]
-        fastdense.mine.main([*vectors, *named, "--save_rows_to", str(tmp_path / name)])
-        return (tmp_path / name).read_text()
+        fastdense.mine.main([*vectors, *named, "--save_rows_to", str(tmp_path / f"{name}.jsonl")])
+        return (tmp_path / f"{name}.jsonl").read_text()
 
     files = [str(eval_dir / name) for name in ("corpus.jsonl", "queries.jsonl", "qrels.txt")]
     assert mined("id", collection, collection, collection) == mined("files", *files)

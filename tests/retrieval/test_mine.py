@@ -1,5 +1,6 @@
 """``python -m fastdense.mine`` as a user calls it: rows, judgements and corpora to training rows."""
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 import fastdense.mine
+import fastdense.retrieval.mining_rows
 from fastdense.data.files import files_source
 from fastdense.data.rows import Passage
 from fastdense.data.training_rows import checked_rows
@@ -65,6 +67,27 @@ def test_training_rows_get_negatives(files, flags, tiny_rows, capsys):
     printed = capsys.readouterr().out
     assert "240 negatives for 48 queries\n" in printed
     assert printed.endswith(f"48 training rows are in {files / 'out/mined.jsonl'}\n")
+
+
+@pytest.mark.parametrize("name", ["mined.jsonl.gz", "mined.json.gz"])
+def test_rows_are_compressed_where_the_name_says_so(files, flags, name):
+    mine(*flags, "--train_dir", files / "train.jsonl")
+    for _ in range(2):
+        mine(*flags, "--train_dir", files / "train.jsonl", "--save_rows_to", files / name)
+        packed = (files / name).read_bytes()
+        assert gzip.decompress(packed) == (files / "out/mined.jsonl").read_bytes()
+        assert packed[3:8] == bytes(5)  # neither a name nor a time: the same rows are the same bytes
+    assert len(list(checked_rows(files_source([files / name])))) == 48
+
+
+def test_half_a_compressed_file_never_appears(files, flags, monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(fastdense.retrieval.mining_rows, "_fields", full)
+    with pytest.raises(OSError, match="the disk is full"):
+        mine(*flags, "--train_dir", files / "train.jsonl", "--save_rows_to", files / "out" / "mined.jsonl.gz")
+    assert not list((files / "out").iterdir())
 
 
 def test_judgements_and_queries_do_as_well(files, flags):
@@ -151,7 +174,14 @@ MISTAKES = [
     ([*ROWS, "--passage_reps", "{files}/none/*"], "no file of representations matches"),
     ([*ROWS, "--query_reps", "{files}/none"], "there is no file of representations"),
     ([*ROWS, "--query_reps", "{files}/wide.npy"], "wide.npy have 9 dimensions"),
-    ([*ROWS, "--save_rows_to", "{files}"], "is a directory; name a file"),
+    ([*ROWS, "--save_rows_to", "{files}"], "must end in .jsonl, .json, .jsonl.gz, .json.gz: JSON lines are written"),
+    ([*ROWS, "--save_rows_to", "{files}/z.parquet"], "z.parquet must end in .jsonl, .json, .jsonl.gz, .json.gz"),
+    ([*ROWS, "--save_rows_to", "{files}/z.jsonl.bz2"], "z.jsonl.bz2 must end in"),
+    ([*ROWS, "--save_rows_to", "{files}/folder.jsonl"], "folder.jsonl is a directory; name a file"),
+    ([*ROWS, "--range_min", "500", "--range_max", "550"], "--range_min 500 skips all 305 passages of --passage_reps"),
+    ([*ROWS, "--range_min", "200", "--range_max", "550", "--max_score", "-99"], "lower --range_min or loosen the thr"),
+    ([*ROWS, "--range_max", "550", "--max_score", "-99"], "loosen the thresholds, or search more than 305 passages"),
+    ([*ROWS, "--range_max", "305", "--max_score", "-99"], "raise --range_max or loosen the thresholds"),
 ]
 
 
@@ -166,6 +196,7 @@ def test_mistakes_end_in_one_sentence(files, flags, tiny_rows, write_jsonl, argu
     write_jsonl(files / "empty.jsonl", [])
     write_jsonl(files / "small.jsonl", [{"docid": "0", "text": "amber"}])
     write_jsonl(files / "tokens.jsonl", [{"text_id": "0", "text": [1, 2]}])
+    (files / "folder.jsonl").mkdir()
     (files / "other.tsv").write_text("nobody\t300\t1\n")
     ids = [row["query_id"] for row in tiny_rows]
     write_representations(files / "wide.npy", Representations(ids, np.ones((48, 9), np.float32)))
