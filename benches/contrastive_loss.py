@@ -5,8 +5,9 @@
 The providers take turns in one process, so that a busy machine slows all of them; times are medians, of turns of
 several calls where one takes less than 2 ms. "x bare" is a provider's time over that of the fastest way to make torch
 compute the three products alone; TFLOP/s counts the six N M D operations that loss and gradients need, whoever does
-more. A provider whose gradients are wrong shows its error and no time. Peak memory is what a call adds, results
-included.
+more. A provider whose gradients are wrong shows its error and no time, one that raises shows why; if it is fastdense's,
+the others are measured all the same, and the exit status is 1. Peak memory is what a call adds, results included. The
+output is written anew after each provider, so that a kernel that never returns takes none of it along.
 """
 
 import argparse
@@ -14,10 +15,13 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,10 +30,14 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from benches.machine import device_name, peak_mib
 from benches.providers import SCALE, matrix_products, providers
+from fastdense.files import atomic_file
 
 # An error above this is a wrong answer, not rounding. Plain float32 torch has about 1e-4 where the loss is small
 # (softmax - 1 cancels at the target); bfloat16 gradients are rounded to bfloat16.
 LARGEST_ERROR = {"float32": 1e-2, "bfloat16": 1e-1, "float16": 1e-1}
+# Ours accumulate in float32. What is left is one rounding of the gradients (bfloat16 2e-3, float16 1e-3 where they are
+# subnormal) and one of the probabilities that a GPU stores (4e-3 and 4e-4).
+OWN_LARGEST_ERROR = {"float32": 1e-4, "bfloat16": 1.5e-2, "float16": 5e-3}
 SWEEP = [(n, n, 768) for n in (256, 512, 1024, 2048, 4096)]
 SAMPLE = 64  # rows of the gradients that are compared with float64
 SHORTEST = 2e-3  # seconds; a call that takes less is repeated, and the turn's time is the mean
@@ -46,7 +54,15 @@ class Row:
     over_products: float | None = None
     tflops: float | None = None
     peak_mib: float | None = None
-    reason: str | None = None  # why it could not run
+    reason: str | None = None  # why it could not run, or not to the end
+
+    @property
+    def own(self) -> bool:
+        return self.provider.startswith("fastdense")
+
+    @property
+    def failed(self) -> bool:
+        return self.own and (self.reason is not None or self.median_ms is None)
 
 
 def three_products(multiply: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor, Tensor], None]:
@@ -109,42 +125,79 @@ def draw(shape: tuple[int, int, int], dtype: torch.dtype, device: str) -> tuple[
     return query.to(device, dtype), passage.to(device, dtype), target.to(device)
 
 
-def measure(shape: tuple[int, int, int], dtype: str, device: str, repeats: int, only: list[str]) -> list[Row]:
+def measure(
+    shape: tuple[int, int, int],
+    dtype: str,
+    device: str,
+    repeats: int,
+    only: Sequence[str],
+    keep: Callable[[list[Row]], object] = lambda rows: None,
+) -> list[Row]:
+    """A row for each provider; ``keep`` is called with those that there are whenever one has had its first turn.
+
+    That comes right after its check. A kernel that spoils the device for all that follow, or hangs, costs nobody else
+    more than the later turns.
+    """
     inputs = draw(shape, getattr(torch, dtype), device)
     exact = exact_gradients(*inputs)
-    rows: dict[str, Row] = {}
-    timed: dict[str, Callable[[Tensor, Tensor, Tensor], object]] = {}
-    for name, multiply in matrix_products(device, inputs[0].dtype).items():
-        timed[f"three products, {name}"] = three_products(multiply)
-    for name in timed:
-        rows[name] = Row(name)
-        timed[name](*inputs)
-    bare = list(timed)
+    products = matrix_products(device, inputs[0].dtype)
+    functions: dict[str, Callable[..., Any]] = {
+        f"three products, {name}": three_products(multiply) for name, multiply in products.items()
+    }
+    bare = list(functions)
+    rows = {name: Row(name) for name in bare}
+    for name in bare:
+        functions[name](*inputs)
+    seconds = {name: [turn(functions[name], 1, *inputs)] for name in bare}
+    operations = 6 * shape[0] * shape[1] * shape[2]
     for name, function in providers(device, inputs[0].dtype, only).items():
-        try:
-            error = error_of(function(*inputs), exact)
-        except Exception as reason:  # whatever a peer's kernels raise for what they cannot do
-            if name.startswith("fastdense"):
-                raise
-            rows[name] = Row(name, reason=str(reason).strip().partition("\n")[0])
-            continue
-        rows[name] = Row(name, error)
-        if error <= LARGEST_ERROR[dtype]:
-            timed[name] = function
-            rows[name].peak_mib = peak_mib(partial(function, *inputs), device)
-    seconds: dict[str, list[float]] = {name: [] for name in timed}
-    for _ in range(repeats):
+        rows[name], functions[name] = Row(name), function
+        with _noting(rows[name]):
+            if _is_right(rows[name], function, inputs, exact, dtype):
+                rows[name].peak_mib = peak_mib(partial(function, *inputs), device)
+                seconds[name] = [turn(function, 1, *inputs)]
+        _fill_in(rows, seconds, bare, operations)
+        keep(list(rows.values()))
+    for _ in range(repeats - 1):
         for name, samples in seconds.items():
-            if not _hopeless(seconds, name):
-                calls = max(1, int(SHORTEST / samples[0])) if samples else 1  # the first turn tells how many
-                samples.append(turn(timed[name], calls, *inputs))
+            if rows[name].reason is None and not _hopeless(seconds, name):
+                with _noting(rows[name]):
+                    calls = max(1, int(SHORTEST / samples[0]))  # the first turn tells how many
+                    samples.append(turn(functions[name], calls, *inputs))
+    _fill_in(rows, seconds, bare, operations)
+    return list(rows.values())
+
+
+@contextmanager
+def _noting(row: Row) -> Iterator[None]:
+    """Whatever is raised, by a peer's kernels for what they cannot do, say, becomes the row's reason."""
+    try:
+        yield
+    except Exception as reason:
+        row.reason = str(reason).strip().partition("\n")[0] or repr(reason)
+        if row.own:
+            traceback.print_exc()
+
+
+def _is_right(
+    row: Row,
+    function: Callable[..., tuple[Tensor, Tensor]],
+    inputs: tuple[Tensor, Tensor, Tensor],
+    exact: tuple[Tensor, Tensor],
+    dtype: str,
+) -> bool:
+    row.error = error_of(function(*inputs), exact)
+    return row.error <= (OWN_LARGEST_ERROR if row.own else LARGEST_ERROR)[dtype]
+
+
+def _fill_in(rows: dict[str, Row], seconds: dict[str, list[float]], bare: Sequence[str], operations: int) -> None:
+    """What follows from the seconds that there are."""
     products = min(statistics.median(seconds[name]) for name in bare)
     for name, samples in seconds.items():
         median = statistics.median(samples)
         rows[name].median_ms, rows[name].best_ms = median * 1e3, min(samples) * 1e3
         rows[name].over_products = median / products
-        rows[name].tflops = 6 * shape[0] * shape[1] * shape[2] / median / 1e12
-    return list(rows.values())
+        rows[name].tflops = operations / median / 1e12
 
 
 def _hopeless(seconds: dict[str, list[float]], name: str) -> bool:
@@ -154,16 +207,18 @@ def _hopeless(seconds: dict[str, list[float]], name: str) -> bool:
 
 
 def show(row: Row) -> str:
-    if row.reason is not None:
-        return f"  {row.provider:26} cannot: {row.reason}"
     if row.median_ms is None:
-        return f"  {row.provider:26} wrong: error {row.error:.1e}"
+        return f"  {row.provider:26} {_why_untimed(row)}"
     peak = "" if row.peak_mib is None else f"{row.peak_mib:8.0f} MiB"
     error = "" if row.error is None else f"   error {row.error:.1e}"
     return (
         f"  {row.provider:26} {row.median_ms:10.3f} ms {row.over_products:6.2f} x bare {row.tflops:8.3f} TFLOP/s"
-        f" {peak:>12}{error}"
+        f" {peak:>12}{error}{'' if row.reason is None else f'   then: {row.reason}'}"
     )
+
+
+def _why_untimed(row: Row) -> str:
+    return f"wrong: error {row.error:.1e}" if row.reason is None else f"cannot: {row.reason}"
 
 
 def shape_of(text: str) -> tuple[int, int, int]:
@@ -184,25 +239,41 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
 
-    results = []
+    results: list[dict[str, Any]] = []
+    failed = []
     shapes = [*(arguments.shape or []), *(SWEEP if arguments.sweep else [])]
     for shape in shapes or [(32, 64, 768), (1024, 2048, 384)]:
-        rows = measure(shape, arguments.dtype, arguments.device, arguments.repeats, arguments.only)
-        print(f"{'x'.join(map(str, shape))} {arguments.dtype}, {arguments.threads} threads")
+        print(f"{'x'.join(map(str, shape))} {arguments.dtype}, {arguments.threads} threads", flush=True)
+        results.append({"shape": shape, "rows": []})
+        try:
+            rows = measure(
+                shape, arguments.dtype, arguments.device, arguments.repeats, arguments.only,
+                partial(keep, arguments, results),
+            )  # fmt: skip
+        except Exception:  # a device that an earlier shape has spoilt, or too little memory for this one's inputs
+            traceback.print_exc()
+            failed.append(f"all at {shape}")
+            continue
+        keep(arguments, results, rows)
         print("\n".join(map(show, rows)), flush=True)
-        results.append({"shape": shape, "rows": [asdict(row) for row in rows]})
+        failed += [f"{row.provider} at {shape} ({_why_untimed(row)})" for row in rows if row.failed]
+    if failed:
+        sys.exit(f"contrastive_loss: failed: {'; '.join(failed)}")
+
+
+def keep(arguments: argparse.Namespace, results: list[dict[str, Any]], rows: list[Row]) -> None:
+    """Make ``rows`` the last shape's, and write the file that is asked for anew: whole, whenever the bench ends."""
+    results[-1]["rows"] = [asdict(row) for row in rows]
     if arguments.output:
+        asked = ("threads", "device", "dtype", "repeats")
         report = {
             "torch": torch.__version__,
             "machine": device_name(arguments.device),
-            "threads": arguments.threads,
-            "device": arguments.device,
-            "dtype": arguments.dtype,
-            "repeats": arguments.repeats,
+            **{name: getattr(arguments, name) for name in asked},
             "results": results,
         }
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(json.dumps(report, indent=1) + "\n")
+        with atomic_file(arguments.output) as temporary:
+            temporary.write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,112 +1,159 @@
 #!/usr/bin/env bash
-# Everything that only a GPU can prove, offline and in under nine minutes (the steps' limits add up to 520 seconds):
+# Everything that only a GPU can prove, offline and in under nine minutes (the steps' limits add up to 535 seconds):
 # build, the tests marked gpu, the sanitizer where it is installed, the benches. Not yet run on a GPU. On compute
 # capability 9.0 both CUDA kernels, by mma and by wgmma, are tested, sanitized and timed beside Triton's.
 #
-#   benches/gpu_check.sh            results in benches/results, or in $OUT
+#   benches/gpu_check.sh            every step; results in benches/results, or in $OUT
+#   benches/gpu_check.sh STEP...    these alone, after the build: to repeat one, or to do the work in two parts
+#
+# The steps are named below. One that fails or takes too long does not keep the others from running; the last line says
+# which did, and what was left out for want of what. Results are the benches' JSON files and DEVICE-gpu-check.log, which
+# gets all that the steps print, as they print it: a run that is cut off leaves it as well. A later run is added to it.
 #
 # The interpreter ($PYTHON, default python3) must hold torch with CUDA, triton, pytest, hypothesis, scikit-build-core,
-# pybind11, cmake and ninja; nvcc, where it is on the PATH, builds the CUDA kernel too.
+# pybind11, cmake and ninja; $PYTHONPATH may bring more. With pytest-xdist and pytest-timeout a test that hangs takes
+# fewer others along. nvcc, where it is on the PATH, builds the CUDA kernels.
 set -uo pipefail
-cd "$(dirname "$0")/.."
-python=${PYTHON:-python3}
-results=${OUT:-benches/results}
-mkdir -p "$results" && results=$(cd "$results" && pwd) || exit 2
-failed=()
+steps=(build backends triton-tests common-tests mma-tests wgmma-tests other-tests sanitizer
+  bench-bfloat16 bench-float16 bench-float32 large train-step)
+for name in "$@"; do
+  [[ " ${steps[*]} " = *" $name "* ]] || {
+    echo "gpu_check: there is no step $name; the steps are ${steps[*]}" >&2
+    exit 2
+  }
+done
+asked=" ${steps[*]} "
+[ $# = 0 ] || asked=" build $* "
+is_asked() { [[ $asked = *" $1 "* ]]; }
 
-step() { # NAME SECONDS COMMAND...: goes on after a failure, which the last line reports
-  local name=$1 seconds=$2
-  shift 2
-  echo "=== $name"
-  timeout "$seconds" "$@" 2>&1 | tee "$results/$name.log" | tail -n 40
-  [ "${PIPESTATUS[0]}" = 0 ] || failed+=("$name")
-}
-
+# What the caller names must be found from the folder below, too.
+python=$(realpath -s "$(command -v "${PYTHON:-python3}")") || exit 2
+results=$(realpath -m "${OUT:-$(dirname "$0")/results}")
+given=$(tr : '\n' <<<"${PYTHONPATH:-}" | sed '/^$/d' | xargs -r -d '\n' realpath -sm | paste -sd :)
+mkdir -p "$results" && cd "$(dirname "$0")/.." || exit 2
 device=$("$python" -c 'import torch; print(torch.cuda.get_device_name().lower().replace(" ", "-"))' 2>/dev/null) || {
   echo "gpu_check: torch sees no GPU" >&2
   exit 2
+}
+log=$results/$device-gpu-check.log
+passed=() failed=() left_out=()
+say() { echo "$*" | tee -a "$log"; }
+
+# NAME SECONDS COMMAND...: goes on after a failure. Interrupted five seconds before the end, Python says what it was
+# doing, and pytest what it has found; then all that the command has started is killed. No pipe: what the command might
+# leave behind would hold it open.
+step() {
+  local name=$1 seconds=$2 before status
+  shift 2
+  is_asked "$name" || return 0
+  say "=== $name"
+  before=$(wc -l <"$log")
+  SECONDS=0
+  timeout -s KILL "$seconds" timeout --foreground -s INT "$((seconds - 5))" "$@" >>"$log" 2>&1
+  status=$?
+  tail -n "+$((before + 1))" "$log" | tail -n 25
+  if [ "$status" = 0 ]; then passed+=("$name"); else failed+=("$name"); fi
+  say "--- $name: status $status after $SECONDS of at most $seconds s"
+}
+
+leave_out() { # STEP WHAT WHY
+  is_asked "$1" || return 0
+  left_out+=("$2 ($3)")
+  say "=== $2: left out, $3"
+}
+
+missing() { # PACKAGE...: prints those that are not installed
+  "$python" -c 'import importlib.util, sys
+print(*(name for name in sys.argv[1:] if importlib.util.find_spec(name) is None))' "$@"
+}
+
+finish() {
+  local omitted=""
+  [ "${#left_out[@]}" = 0 ] || omitted="; left out:$(printf ' %s' "${left_out[@]}")"
+  if [ "${#failed[@]}" -gt 0 ]; then
+    say "gpu_check: failed: ${failed[*]}$omitted; see $log"
+    exit 1
+  fi
+  say "gpu_check: all passed: ${passed[*]}$omitted; results in $results"
+  exit
 }
 
 # Into a folder of its own: the interpreter's packages may be read-only.
 site=$(mktemp -d)
 trap 'rm -rf "$site"' EXIT
-step build 110 "$python" -m pip install -q --no-index --no-deps --no-build-isolation --target "$site" .
-export PYTHONPATH=$site
+say "gpu_check: $(date -u +%FT%TZ), $device, steps:${asked% }"
+export PYTHONPATH=$given PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1 HF_DATASETS_DISABLE_PROGRESS_BARS=1 TQDM_DISABLE=1
+export XLA_PYTHON_CLIENT_PREALLOCATE=false # or JAX would take most of the memory from the tests beside it
+step build 75 "$python" -m pip install -q --no-index --no-deps --no-build-isolation --target "$site" .
+[ "${#failed[@]}" = 0 ] || finish
+export PYTHONPATH=$site${given:+:$given}
 # tests and benches from elsewhere, or the source folder would hide the package just built
 cp -r tests benches pyproject.toml "$site"
 cd "$site" || exit 2
 
-step backends 20 "$python" -c '
-import torch, triton, fastdense
+# The training step's rows need no GPU: they are written while other steps use it, and a thousand are soon tokenized.
+lacking=$(missing transformers datasets accelerate safetensors)
+if is_asked train-step && [ -z "$lacking" ]; then
+  { timeout 60 "$python" -m fastdense.builtin_data --output_dir rows && sed -i '1001,$d' rows/train.jsonl; } \
+    >>"$log" 2>&1 &
+fi
+
+step backends 15 "$python" -c 'import torch, triton, fastdense
 print(torch.__version__, triton.__version__, torch.cuda.get_device_name())
-for dtype in (torch.float32, torch.bfloat16, torch.float16):
-    print(fastdense.backends("cuda", dtype))'
-step gpu-tests 120 "$python" -m pytest -q -p no:cacheprovider -m gpu tests/loss
+print(*(fastdense.backends("cuda", dtype) for dtype in (torch.float32, torch.bfloat16, torch.float16)), sep="\n")'
 
-if command -v compute-sanitizer >/dev/null; then
-  step sanitizer 40 compute-sanitizer --error-exitcode 1 "$python" -c '
-import os, torch, fastdense
-products = ["mma", "wgmma"] if torch.cuda.get_device_capability() == (9, 0) else ["mma"]
-for dtype in (torch.float32, torch.bfloat16):
-    query, passage = (torch.randn(rows, 330, device="cuda").to(dtype) for rows in (150, 450))
-    ids = torch.arange(450, device="cuda") % 300
-    for name, product in (("triton", "mma"), *(("native", product) for product in products)):
-        os.environ["FASTDENSE_CUDA_PRODUCT"] = product
-        if fastdense.backends("cuda", dtype)[name] == "available":
-            fastdense.contrastive_loss_and_grad(
-                query, passage, passage_id=ids, label_smoothing=0.1, implementation=name, chunk_bytes=200_000)
-torch.cuda.synchronize()'
+tests() { # NAME SECONDS ARGUMENTS...
+  local name=$1 seconds=$2 apart=()
+  shift 2
+  [ -n "$(missing xdist pytest_timeout)" ] ||
+    apart=(-n 4 --dist worksteal --timeout "$((seconds / 2))" --timeout-method=thread)
+  step "$name" "$seconds" "$python" -m pytest -v -rfE --tb=short -p no:cacheprovider -m gpu "${apart[@]}" "$@"
+}
+tests triton-tests 55 tests/loss/test_triton_gpu.py
+tests common-tests 20 tests/loss/test_gpu.py
+tests mma-tests 25 tests/loss/test_cuda_gpu.py -k "not wgmma"
+tests wgmma-tests 25 tests/loss/test_cuda_gpu.py -k wgmma
+
+others=()
+other() { # FILE PACKAGE...: without these it cannot be collected, or not run
+  local file=$1 absent
+  shift
+  absent=$(missing "$@")
+  if [ -z "$absent" ]; then others+=("$file"); else leave_out other-tests "$file" "no $absent"; fi
+}
+other tests/training/test_step.py transformers datasets
+other tests/training/test_input_pipeline.py transformers datasets accelerate
+other tests/retrieval/test_nearest.py faiss
+other tests/jax/test_gpu.py jax flax optax transformers
+[ "${#others[@]}" = 0 ] || tests other-tests 25 "${others[@]}"
+
+# First without the sanitizer, under which compiling would take minutes.
+if [ -n "$(command -v compute-sanitizer)" ]; then
+  # shellcheck disable=SC2016 # the inner bash expands them
+  step sanitizer 80 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 bash -c '
+    timeout --foreground -k 5 30 "$0" benches/gpu_sanitize.py; alone=$?
+    compute-sanitizer --error-exitcode 1 --report-api-errors no "$0" benches/gpu_sanitize.py && exit "$alone"' "$python"
+else
+  leave_out sanitizer sanitizer "no compute-sanitizer"
 fi
 
-for dtype in bfloat16 float16 float32; do
-  shapes=(--shape 4096x8192x768)
-  [ "$dtype" = float32 ] || shapes+=(--shape 32768x65536x768)
-  step "bench-$dtype" 45 "$python" benches/contrastive_loss.py --device cuda --dtype "$dtype" "${shapes[@]}" \
-    --only fastdense --only naive --only compile --only linear_cross --repeats 5 --output "$results/$device-$dtype.json"
-done
+bench() { # DTYPE SECONDS ARGUMENTS...
+  local dtype=$1 seconds=$2
+  shift 2
+  step "bench-$dtype" "$seconds" "$python" benches/contrastive_loss.py --device cuda --dtype "$dtype" --repeats 5 \
+    --shape 4096x8192x768 --only fastdense --only naive --only linear_cross "$@" --output "$results/$device-$dtype.json"
+}
+bench bfloat16 80 --shape 32768x65536x768 --only compile
+bench float16 30 --shape 32768x65536x768
+bench float32 25
 
-# Scores that no memory holds: 2 TiB of them in bfloat16. 6 N M D is 5.1e15 operations there, ten seconds at 500 TFLOP/s,
-# so the smaller size comes first, and the larger one only where that leaves time for it.
-step large 50 "$python" -c '
-import json, sys, time
-import torch, fastdense
-from torch.nn.functional import normalize
+step large 40 "$python" benches/gpu_large.py --output "$results/$device-large.json"
 
-found = []
-for size in (2**18, 2**20):
-    if found and (found[-1]["seconds"] or 0) * 16 > 30:
-        break
-    torch.cuda.empty_cache()
-    query, passage = (torch.cat([normalize(torch.randn(2**16, 768, device="cuda"), dim=1).bfloat16()
-                                 for _ in range(size // 2**16)]) for _ in range(2))
-    call = lambda: fastdense.contrastive_loss_and_grad(
-        query, passage, scale=20.0, implementation="triton", chunk_bytes=2**33)
-    fastdense.contrastive_loss_and_grad(query[:2**13], passage[:2**13], scale=20.0, implementation="triton")
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before, start = torch.cuda.memory_allocated(), time.perf_counter()
-    result = call()
-    torch.cuda.synchronize()
-    seconds = time.perf_counter() - start
-    # Each of the scores of a row is N(0, 20^2 / 768): what the loss of unrelated vectors must be.
-    expected = torch.tensor(float(size)).log().item() + 400 / 768 / 2
-    found.append({"N": size, "M": size, "D": 768, "dtype": "bfloat16", "seconds": seconds, "tflops": 6 * size**2 * 768 /
-                  seconds / 1e12, "peak_mib": (torch.cuda.max_memory_allocated() - before) / 2**20,
-                  "loss": result.loss.item(), "expected_loss": expected})
-    print(found[-1], flush=True)
-    json.dump(found, open(sys.argv[1], "w"), indent=1)
-    assert abs(result.loss.item() - expected) < 0.01, "wrong loss"
-    assert all(gradient.isfinite().all() for gradient in (result.query_grad, result.passage_grad)), "not finite"
-    del query, passage, result
-' "$results/$device-large.json"
-
-if "$python" -c 'import transformers' 2>/dev/null; then
-  step train-step 45 "$python" benches/train_step.py --model minilm --batch 256 --device cuda --dtype bfloat16 \
-    --repeats 3 --only "fastdense cached" --data "$site/train-step-data" --output "$results/$device-train-step.json"
+if [ -z "$lacking" ]; then
+  wait
+  step train-step 40 "$python" benches/train_step.py --model minilm --batch 256 --device cuda --dtype bfloat16 \
+    --repeats 3 --no-memory --only "fastdense cached" --data rows --output "$results/$device-train-step.json"
+else
+  leave_out train-step train-step "no $lacking"
 fi
-
-if [ "${#failed[@]}" -gt 0 ]; then
-  echo "gpu_check: failed: ${failed[*]} (logs in $results)"
-  exit 1
-fi
-echo "gpu_check: all passed; results in $results"
+finish

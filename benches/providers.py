@@ -122,7 +122,8 @@ def providers(device: str, dtype: torch.dtype, only: Sequence[str] = ()) -> dict
         if module.unavailable(torch.device(device), dtype) is None
     }
     makers["fastdense through autograd"] = partial(by_autograd, partial(fastdense.contrastive_loss, scale=SCALE))
-    if device == "cuda" and dtype == torch.bfloat16 and torch.cuda.get_device_capability() == (9, 0):
+    on_tensor_cores = "fastdense native" in makers and device == "cuda" and dtype == torch.bfloat16
+    if on_tensor_cores and torch.cuda.get_device_capability() == (9, 0):
         makers["fastdense native by mma"] = native_by_mma
     makers["naive autograd"] = partial(by_autograd, naive_loss)
     makers["torch.compile"] = compiled
@@ -131,6 +132,8 @@ def providers(device: str, dtype: torch.dtype, only: Sequence[str] = ()) -> dict
     makers["sentence-transformers"] = sentence_transformers_cached
     if device.startswith("cuda"):
         makers |= {name: partial(of_peer, name, device) for name in PEERS}
+        # Our CUDA kernels last: an error of one spoils the device for whatever the process does after it.
+        makers |= {name: makers.pop(name) for name in ("fastdense native by mma", "fastdense native") if name in makers}
     chosen = {name: make() for name, make in makers.items() if not only or any(part in name for part in only)}
     for name in (name for name, provider in chosen.items() if provider is None):
         print(f"{name}: not installed here, left out", file=sys.stderr)

@@ -193,8 +193,8 @@ def show(row: Row) -> str:
     return f"  {row.provider:34}{shown}   error {row.error:.1e}"
 
 
-def compare(arguments: argparse.Namespace, prepared: Path, rows_file: Path) -> list[dict[str, Any]]:
-    """Measure every batch size; one dictionary each."""
+def compare(arguments: argparse.Namespace, prepared: Path, rows_file: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """Measure every batch size; one dictionary each, and the names of the providers that are wrong."""
     workshop = Providers(setting_of(arguments, prepared), arguments.st_tokens)
     names = [name for name in workshop.names if not arguments.only or any(part in name for part in arguments.only)]
     providers = {name: workshop.make(name) for name in names}
@@ -227,7 +227,7 @@ def compare(arguments: argparse.Namespace, prepared: Path, rows_file: Path) -> l
             print(f"  {name:34}  not run: the batch's activations take {held[name] * batch / 2**30:.1f} GiB")
         print("\n".join(map(show, rows.values())), flush=True)
         results.append({"batch": batch, "rows": [asdict(row) for row in rows.values()]})
-    return results
+    return results, wrong
 
 
 def setting_of(arguments: argparse.Namespace, prepared: Path) -> Setting:
@@ -299,10 +299,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         model = write_model(arguments.model, arguments.data, Path(directory))
         print(f"{model}, {arguments.n_passages} passages a query, {arguments.dtype}, {arguments.threads} threads")
-        results = compare(arguments, Path(directory), rows_file)
+        results, wrong = compare(arguments, Path(directory), rows_file)
     if arguments.output:
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
         arguments.output.write_text(json.dumps(report(arguments, model, results), indent=1) + "\n")
+    if own := [name for name in wrong if name.startswith("fastdense")]:
+        sys.exit(f"train_step: wrong gradients: {', '.join(own)}")
 
 
 if __name__ == "__main__":

@@ -58,20 +58,97 @@ def test_a_wrong_provider_gets_no_time(benches):
     assert "| x | wrong: error 5.0e-01 |" in table.table(("x bare", "gradient error"), [report])
 
 
-def test_a_provider_that_cannot_run_is_shown_with_its_reason(benches, monkeypatch):
+def refuses(*_inputs):
+    raise ValueError("takes as many passages as queries\nand more")
+
+
+def nothing(query, passage, _target):
+    return torch.zeros_like(query), torch.zeros_like(passage)
+
+
+@pytest.mark.parametrize(("name", "failed"), [("peer", False), ("fastdense reference", True)])
+def test_a_provider_that_cannot_run_is_shown_with_its_reason(benches, monkeypatch, name, failed):
+    bench = benches("contrastive_loss")
+    monkeypatch.setattr(bench, "providers", lambda *_: {name: refuses})
+    row = bench.measure((8, 16, 4), "float32", "cpu", 1, [])[-1]
+    assert bench.show(row).split(name)[1].strip() == "cannot: takes as many passages as queries"
+    assert row.failed == failed
+
+
+def test_the_bench_fails_after_all_is_measured_and_written(benches, monkeypatch, tmp_path, capsys):
+    bench, output = benches("contrastive_loss"), tmp_path / "results" / "here.json"
+    peer = benches("providers").python_chunks
+    monkeypatch.setattr(bench, "providers", lambda *_: {"fastdense a": refuses, "fastdense b": nothing, "peer": peer})
+    shapes = ["--shape", "8x16x4", "--shape", "16x16x4"]
+    monkeypatch.setattr(sys, "argv", ["bench", *shapes, "--repeats", "1", "--output", str(output)])
+    with pytest.raises(SystemExit) as ended:
+        bench.main()
+    for shape in ((8, 16, 4), (16, 16, 4)):
+        assert f"fastdense a at {shape} (cannot: takes as many passages as queries)" in ended.value.code
+        assert f"fastdense b at {shape} (wrong: error 1.0e+00)" in ended.value.code
+    assert "ValueError: takes as many" in capsys.readouterr().err
+    for result in json.loads(output.read_text())["results"]:
+        assert [row["median_ms"] is not None for row in result["rows"][-3:]] == [False, False, True]
+    assert [file.name for file in output.parent.iterdir()] == ["here.json"]
+
+
+def test_a_kernel_that_never_returns_takes_nothing_along(benches, monkeypatch, tmp_path):
+    bench, output = benches("contrastive_loss"), tmp_path / "here.json"
+
+    def hangs(query, passage, target):
+        if len(query) == 16:
+            raise KeyboardInterrupt
+        return peer(query, passage, target)
+
+    peer = benches("providers").python_chunks
+    monkeypatch.setattr(bench, "providers", lambda *_: {"peer": peer, "fastdense native": hangs})
+    shapes = ["--shape", "8x16x4", "--shape", "16x16x4"]
+    monkeypatch.setattr(sys, "argv", ["bench", *shapes, "--repeats", "2", "--output", str(output)])
+    with pytest.raises(KeyboardInterrupt):
+        bench.main()
+    first, second = (result["rows"] for result in json.loads(output.read_text())["results"])
+    assert first[-1]["provider"] == "fastdense native"
+    assert first[-1]["median_ms"] is not None
+    assert second[-1]["provider"] == "peer"
+    assert second[-1]["median_ms"] is not None
+
+
+def test_a_provider_that_fails_later_keeps_its_time(benches, monkeypatch):
+    bench, calls = benches("contrastive_loss"), iter(range(4))
+    peer = benches("providers").python_chunks
+
+    def spoilt(*inputs):
+        return peer(*inputs) if next(calls) < 3 else refuses()
+
+    monkeypatch.setattr(bench, "providers", lambda *_: {"fastdense x": spoilt})
+    monkeypatch.setattr(bench, "SHORTEST", 0.0)  # one call a turn, after one for the error and one for the peak
+    monkeypatch.setattr(bench, "_hopeless", lambda *_: False)
+    row = bench.measure((8, 16, 4), "float32", "cpu", 3, [])[-1]
+    assert row.failed
+    assert "then: takes as many passages as queries" in bench.show(row)
+    assert " ms " in bench.show(row)
+
+
+def test_our_own_gradients_must_be_closer(benches, monkeypatch):
     bench = benches("contrastive_loss")
 
-    def refuses(*_inputs):
-        raise ValueError("takes as many passages as queries\nand more")
+    def five_percent_off(*inputs):
+        return tuple(1.05 * gradient for gradient in bench.exact_gradients(*inputs))
 
-    for name in ("peer", "fastdense reference"):
-        monkeypatch.setattr(bench, "providers", lambda *_, name=name: {name: refuses})
-        if name == "peer":
-            row = bench.measure((8, 16, 4), "float32", "cpu", 1, [])[-1]
-            assert bench.show(row).split(maxsplit=1)[1] == "cannot: takes as many passages as queries"
-        else:
-            with pytest.raises(ValueError, match="takes as many"):
-                bench.measure((8, 16, 4), "float32", "cpu", 1, [])
+    monkeypatch.setattr(bench, "providers", lambda *_: dict.fromkeys(("peer", "fastdense x"), five_percent_off))
+    *_bare, peer, own = bench.measure((8, 16, 4), "bfloat16", "cpu", 1, [])
+    assert peer.median_ms is not None
+    assert "wrong: error 5.0e-02" in bench.show(own)
+
+
+@pytest.mark.parametrize("reason", [None, "built without CUDA kernels"])
+def test_the_cuda_kernels_are_compared_last_and_where_they_are(benches, monkeypatch, reason):
+    providers = benches("providers")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(providers.IMPLEMENTATIONS["native"], "unavailable", lambda *_: reason)
+    names = list(providers.providers("cuda", torch.bfloat16, ["native", "naive"]))
+    ours = ["fastdense native by mma", "fastdense native"]
+    assert names == ["naive autograd", *([] if reason else ours)]
 
 
 def test_peers_kernels_are_asked_for_on_a_gpu_only(benches, capsys):
@@ -144,52 +221,132 @@ def test_every_provider_takes_part_by_default():
     assert set(done.stdout.splitlines()) == ours | torchs | {"sentence-transformers"}
 
 
-STUB = """#!{python}
-import ast, sys
+STUB = """#!{python} -ES
+import ast, os, sys
 arguments = sys.argv[1:]
 if arguments[0] == "-c":
     ast.parse(arguments[1])
     if "get_device_name().lower" in arguments[1]:
         print("some-gpu")
+    elif "find_spec" in arguments[1]:
+        print(*(name for name in arguments[2:] if name in {missing}))
+    else:
+        print("ran -c")
 else:
-    print("ran", *arguments)
+    print("ran", *arguments, "beside", os.environ["PYTHONPATH"])
     sys.exit("{failing}" in arguments if "{failing}" else 0)
 """
+GPU_CHECK = ROOT / "benches" / "gpu_check.sh"
+GPU_STEPS = (
+    "build backends triton-tests common-tests mma-tests wgmma-tests other-tests sanitizer "
+    "bench-bfloat16 bench-float16 bench-float32 large train-step"
+).split()
 
 
-def check_gpu(folder, failing=""):
+def check_gpu(folder, *steps, failing="", missing=(), **variables):
     """benches/gpu_check.sh with a Python that only says what it is asked for, and fails where that is ``failing``."""
-    stub = folder / "python"
-    stub.write_text(STUB.format(python=sys.executable, failing=failing))
-    stub.chmod(0o755)
-    variables = os.environ | {"PYTHON": str(stub), "OUT": str(folder / "out")}
-    command = ["bash", str(ROOT / "benches" / "gpu_check.sh")]
-    return subprocess.run(command, env=variables, capture_output=True, text=True)
+    stub, sanitizer = folder / "python", folder / "compute-sanitizer"
+    stub.write_text(STUB.format(python=sys.executable, failing=failing, missing=missing))
+    sanitizer.write_text('#!/bin/sh\necho ran compute-sanitizer "$@"\n')
+    for file in (stub, sanitizer):
+        file.chmod(0o755)
+    path = f"{folder}:{os.environ['PATH']}"
+    variables = os.environ | {"PYTHON": str(stub), "OUT": str(folder / "out"), "PATH": path} | variables
+    return subprocess.run(["bash", str(GPU_CHECK), *steps], env=variables, capture_output=True, text=True)
+
+
+def log_of_steps(folder):
+    """What the log holds of each step, of its last run."""
+    log = (folder / "out" / "some-gpu-gpu-check.log").read_text()
+    parts = re.split(r"^=== (\S+)\n", log, flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
 
 
 def test_gpu_check_walks_through_its_steps_in_under_nine_minutes(tmp_path):
     done = check_gpu(tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "gpu_check: all passed" in done.stdout
-    for step in ("build", "gpu-tests", "bench-bfloat16", "large", "train-step"):
-        assert f"=== {step}\n" in done.stdout
-    source = (ROOT / "benches" / "gpu_check.sh").read_text()
-    limits = [int(found) for found in re.findall(r"^ *step \S+ (\d+)", source, re.MULTILINE)]
-    of_bench = int(re.findall(r'step "bench-\$dtype" (\d+)', source)[0])
-    assert sum(limits) + 2 * of_bench < 540  # it runs for three dtypes
+    assert done.stdout.splitlines()[-1] == f"gpu_check: all passed: {' '.join(GPU_STEPS)}; results in {tmp_path}/out"
+    assert re.findall(r"^=== (.*)$", done.stdout, re.MULTILINE) == GPU_STEPS
+    source = GPU_CHECK.read_text()
+    limits = re.findall(r"\b(step|tests|bench) (\S+) (\d+) ?", source)
+    assert [f"bench-{name}" if kind == "bench" else name for kind, name, _ in limits] == GPU_STEPS
+    total = sum(int(seconds) for *_, seconds in limits)
+    assert total < 540
+    assert f"the steps' limits add up to {total} seconds" in source
+
+
+def test_gpu_check_writes_one_log_with_all_that_its_steps_print(tmp_path):
+    check_gpu(tmp_path)
+    logs = log_of_steps(tmp_path)
+    assert list(logs) == GPU_STEPS
+    for name, log in logs.items():
+        assert re.search(rf"^ran .*^--- {name}: status 0 after ", log, re.DOTALL | re.MULTILINE), name
+    assert "-m gpu -n 4 --dist worksteal --timeout 10 " in logs["common-tests"]
+    assert "tests/loss/test_cuda_gpu.py -k not wgmma beside " in logs["mma-tests"]
+    assert re.search(r"^ran benches/gpu_sanitize.py .*^ran compute-sanitizer ", logs["sanitizer"], re.DOTALL | re.M)
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["some-gpu-gpu-check.log"]
+
+
+def test_gpu_check_runs_the_steps_that_are_named(tmp_path):
+    check_gpu(tmp_path, "backends")
+    done = check_gpu(tmp_path, "large", "bench-float32")
+    assert re.findall(r"^=== (.*)$", done.stdout, re.MULTILINE) == ["build", "bench-float32", "large"]
+    assert "gpu_check: all passed: build bench-float32 large; results in" in done.stdout
+    assert list(log_of_steps(tmp_path)) == ["build", "backends", "bench-float32", "large"]  # of both runs
+
+
+def test_gpu_check_lists_its_steps_to_who_names_another(tmp_path):
+    done = check_gpu(tmp_path, "large", "larger")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"gpu_check: there is no step larger; the steps are {' '.join(GPU_STEPS)}\n"
+
+
+def test_gpu_check_names_what_it_leaves_out(tmp_path):
+    done = check_gpu(tmp_path, missing=("datasets", "faiss", "pytest_timeout"))
+    assert done.returncode == 0, done.stderr
+    last = done.stdout.splitlines()[-1]
+    assert "train-step (no datasets)" in last
+    assert "tests/training/test_step.py (no datasets)" in last
+    assert "tests/retrieval/test_nearest.py (no faiss)" in last
+    assert "=== train-step: left out, no datasets\n" in done.stdout
+    assert last in (tmp_path / "out" / "some-gpu-gpu-check.log").read_text()
+    assert "-m gpu tests/jax/test_gpu.py beside " in log_of_steps(tmp_path)["other-tests"]
+
+
+def test_gpu_check_keeps_what_the_caller_put_on_the_path(tmp_path):
+    check_gpu(tmp_path, "large", PYTHONPATH=f"{tmp_path}/one:relative")
+    logs = log_of_steps(tmp_path)
+    assert f"beside {tmp_path}/one:{os.getcwd()}/relative\n" in logs["build"]
+    assert re.search(rf"beside /\S+:{tmp_path}/one:{os.getcwd()}/relative\n", logs["large"])
 
 
 def test_gpu_check_reports_what_failed(tmp_path):
     done = check_gpu(tmp_path, failing="pytest")
     assert done.returncode == 1
-    assert "gpu_check: failed: gpu-tests (logs in" in done.stdout
+    failed = "triton-tests common-tests mma-tests wgmma-tests other-tests"
+    log = tmp_path / "out" / "some-gpu-gpu-check.log"
+    assert done.stdout.splitlines()[-1] == f"gpu_check: failed: {failed}; see {log}"
+    assert "=== large\n" in done.stdout
+
+
+def test_gpu_check_ends_where_nothing_was_built(tmp_path):
+    done = check_gpu(tmp_path, failing="pip")
+    assert done.returncode == 1
+    assert re.findall(r"^=== (.*)$", done.stdout, re.MULTILINE) == ["build"]
+
+
+def test_gpu_check_runs_every_test_that_needs_a_gpu():
+    marked = [file for file in (ROOT / "tests").glob("*/test_*.py") if "mark.gpu" in file.read_text(encoding="utf-8")]
+    assert marked
+    unnamed = {str(file.relative_to(ROOT)) for file in marked} - set(re.findall(r"tests/\S+", GPU_CHECK.read_text()))
+    assert not unnamed
 
 
 def test_gpu_check_needs_a_gpu(tmp_path):
     if torch.cuda.is_available():
         pytest.skip("there is one")
     variables = os.environ | {"PYTHON": sys.executable, "OUT": str(tmp_path)}
-    done = subprocess.run(["bash", str(ROOT / "benches/gpu_check.sh")], env=variables, capture_output=True, text=True)
+    done = subprocess.run(["bash", str(GPU_CHECK)], env=variables, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.splitlines() == ["gpu_check: torch sees no GPU"]
 
