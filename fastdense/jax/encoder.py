@@ -20,6 +20,7 @@ Params = dict[str, dict[str, jax.Array]]
 """Encoder ("shared", or "query" and "passage") -> the name of a weight in the saved model -> float32 array."""
 
 _BACKBONES: dict[str, type[PostNorm | ModernBert]] = {**dict.fromkeys(FAMILIES, PostNorm), "modernbert": ModernBert}
+_UNUSED = "backbone.pooler."  # of the next-sentence prediction: no vector depends on it
 _LEAST_LENGTH = 1e-12  # torch.nn.functional.normalize's
 
 
@@ -103,6 +104,7 @@ class JaxRetriever:
             module = nnx.merge(graph, state)
             entries = [(module.name(path), path, variable) for path, variable in nnx.to_flat_state(state)]
             weights = dict(encoder.named_parameters())
+            _check_weights(encoder, weights, {entry: variable.shape for entry, _, variable in entries})
             programs[name] = graph, entries
             params[name] = {entry: _to_jax(weights[entry]) for entry, _, _ in entries}
         return cls(params, programs)
@@ -128,6 +130,23 @@ def _towers(retriever: Retriever) -> dict[str, Encoder]:
     if retriever.tied:
         return {"shared": retriever.query_encoder}
     return {"query": retriever.query_encoder, "passage": retriever.passage_encoder}
+
+
+def _check_weights(encoder: Encoder, weights: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> None:
+    """Raise UserError where the JAX form is not that of the loaded model, whose vectors would be others."""
+    found = {name: tuple(weight.shape) for name, weight in weights.items() if not name.startswith(_UNUSED)}
+    for name in sorted(found.keys() | shapes.keys()):
+        if found.get(name) != shapes.get(name):
+            config = encoder.backbone.config
+            raise UserError(
+                f"the model {config.name_or_path} has no JAX form: its weight {name} is {_shape(found.get(name))}, and "
+                f"{_shape(shapes.get(name))} in the JAX encoder for {config.model_type} models; use "
+                "python -m fastdense.train or fastdense.encode, which take any model"
+            )
+
+
+def _shape(shape: tuple[int, ...] | None) -> str:
+    return "absent" if shape is None else f"of the shape {list(shape)}"
 
 
 def _to_jax(weight: torch.Tensor) -> jax.Array:

@@ -47,12 +47,12 @@ def contrastive_loss(
         scale: 1 / temperature, greater than 0; a number, or a floating-point array with one element.
         passage_id: [M] integers. A passage with the id of a query's target, other than the target itself, is left out
             of that query's row. Only equality counts. 64-bit ids keep all their bits in a NumPy array (but ``jit``
-            cuts its own arguments to 32); those of 32 bits must not be -2**31.
+            cuts its own arguments to 32); those of the dtype int32 must not be -2**31.
         weight: [N] numbers >= 0, floating point, not differentiated: what each row counts. "mean" divides by their
             sum; where that is zero (and where N is zero), loss and gradients are zero.
         is_passage: [M] bool. A column that is False is padding and takes part in no row; no target may be one.
         label_smoothing: in [0, 1), spread evenly over the columns that take part in the row; a Python number.
-        symmetric: the mean of this loss and the one in the other direction.
+        symmetric: the mean of this loss and the one in the other direction, where a query takes its target's id.
         reduction: "mean" or "sum" over rows.
         implementation: "auto", "xla" or "pallas"; see :func:`pick`. One asked for by name runs or raises.
         device: one of the devices that will run it, such as ``mesh.devices.flat[0]``: what it is decides how. Default:
@@ -71,7 +71,7 @@ def contrastive_loss(
     settings = _settings(problem, implementation, device, label_smoothing, chunk_bytes)
     loss = _loss(settings, problem)
     if symmetric:
-        loss = (loss + _loss(settings, problem.transposed())) / 2
+        loss = (loss + _loss(settings, problem.transposed(by_id=passage_id is not None))) / 2
     return loss
 
 
@@ -104,7 +104,7 @@ def contrastive_loss_and_grad(
     settings = _settings(problem, implementation, device, label_smoothing, chunk_bytes)
     result = _run(settings, problem, gradients=True)
     if symmetric:
-        other = _run(settings, problem.transposed(), gradients=True)
+        other = _run(settings, problem.transposed(by_id=passage_id is not None), gradients=True)
         result = _mean_of_directions(result, other, problem.target)
     return result
 

@@ -32,17 +32,18 @@ class Problem(NamedTuple):
     row_weight: Any
     """float32 [N]: what the loss of each row is multiplied by"""
 
-    def transposed(self) -> "Problem":
+    def transposed(self, *, by_id: bool) -> "Problem":
         """The problem of the other direction: each query's target passage picks its query out of all queries.
 
-        A query takes the id of its target, so another query with the same positive passage is no negative.
+        Args:
+            by_id: a query takes the id of its target, so another query with the same positive passage is no negative.
+                Without it, ids say only which columns are padding, and so is a query whose target is.
         """
-        return self._replace(
-            query=self.passage[self.target],
-            passage=self.query,
-            target=lax.iota(jnp.int32, self.query.shape[0]),
-            passage_id=None if self.passage_id is None else self.passage_id[self.target],
-        )
+        places = lax.iota(jnp.int32, self.query.shape[0])
+        query_id = None if self.passage_id is None else self.passage_id[self.target]
+        if query_id is not None and not by_id:
+            query_id = jnp.where(query_id == NO_PASSAGE, NO_PASSAGE, places)
+        return self._replace(query=self.passage[self.target], passage=self.query, target=places, passage_id=query_id)
 
 
 @dataclass(frozen=True)
@@ -194,8 +195,12 @@ def _column_ids(passage_id: Array | None, is_passage: Array | None, columns: int
 
 
 def _short_ids(passage_id: Array) -> jax.Array:
-    """int32 ids that are equal where the given ones are; without x64, JAX would cut a longer one to its lower half."""
-    if passage_id.dtype.itemsize <= 4:
+    """int32 ids that are equal where the given ones are.
+
+    Those of uint32 and of 64 bits are numbered anew: cast, one could become NO_PASSAGE, and without x64 JAX would cut a
+    long one to its lower half.
+    """
+    if jnp.iinfo(passage_id.dtype).max <= jnp.iinfo(jnp.int32).max:
         return jnp.asarray(passage_id).astype(jnp.int32)
     if isinstance(passage_id, np.ndarray):
         return jnp.asarray(np.unique(passage_id, return_inverse=True)[1].astype(np.int32))
@@ -221,7 +226,7 @@ def _check_target(target: Array, rows: int, columns: int) -> None:
 
 
 def _check_ids(passage_id: Array) -> None:
-    if passage_id.dtype.itemsize == 4 and _values_readable(passage_id) and bool((passage_id == NO_PASSAGE).any()):
+    if passage_id.dtype == np.int32 and _values_readable(passage_id) and bool((passage_id == NO_PASSAGE).any()):
         raise ValueError(f"passage_id must not be {NO_PASSAGE}, which stands for padding")
 
 

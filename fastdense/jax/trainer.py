@@ -9,7 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from transformers import TrainerCallback, TrainerControl, TrainerState
 
+from fastdense.jax.arguments import JaxTrainingArguments
 from fastdense.jax.batches import bucket, pad_batch
 from fastdense.jax.encode import TextEncoder
 from fastdense.jax.encoder import JaxRetriever
@@ -32,10 +34,13 @@ class JaxTrainer(RetrieverTrainer):
     are saved. Its arguments are :class:`RetrieverTrainer`'s; ``step`` is a :class:`StepSettings`.
     """
 
+    kept_on_resume = ("learning_rate",)  # optax has all else from the flags
+
     def __init__(self, retriever: Retriever, args: Any, step: StepSettings, **parts: Any) -> None:
         super().__init__(retriever, args, step, **parts)  # type: ignore[arg-type]
         retriever.requires_grad_(False)  # nothing is computed in it
         self.remove_callback(LinearChoice)
+        self.add_callback(_RowsOfADevice())
         # ... and no gradients of its are exchanged between processes
         retriever._is_accelerate_prepared = True  # type: ignore[assignment]
         self.mesh = make_mesh()
@@ -137,3 +142,15 @@ class JaxTrainer(RetrieverTrainer):
     def _load_best_model(self) -> None:
         super()._load_best_model()
         self.optimizer.params = self._weights()
+
+
+class _RowsOfADevice(TrainerCallback):
+    """Corrects the state's batch size, with which the library compares ``per_device_train_batch_size`` on resuming.
+
+    It would have the rows of the process and divide them by PyTorch's devices, of which there are none here.
+    """
+
+    def on_train_begin(
+        self, args: JaxTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        state.train_batch_size = args.per_device_train_batch_size

@@ -26,6 +26,7 @@ SIZE = {
     "max_position_embeddings": 64,
 }
 MODERN = {"bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2, "pad_token_id": 0}
+OTHERS = {"embedding_size": 8, "type_vocab_size": 3, "layer_norm_eps": 0.1, "pad_token_id": 3}
 CONFIGS: dict[str, Any] = {
     "bert": lambda: transformers.BertConfig(**SIZE),
     "bert, other activation": lambda: transformers.BertConfig(**SIZE, hidden_act="gelu_new", layer_norm_eps=1e-5),
@@ -36,6 +37,12 @@ CONFIGS: dict[str, Any] = {
     "mpnet": lambda: transformers.MPNetConfig(**SIZE),
     "distilbert": lambda: transformers.DistilBertConfig(
         vocab_size=50, dim=16, n_layers=2, n_heads=2, hidden_dim=24, max_position_embeddings=64
+    ),
+    # What the configuration says of other models, and what transformers does not read.
+    "bert, other keys": lambda: transformers.BertConfig(**SIZE, embedding_size=8, pad_token_id=-1),
+    "mpnet, other keys": lambda: transformers.MPNetConfig(**SIZE | OTHERS, relative_attention_num_buckets=40),
+    "distilbert, other keys": lambda: transformers.DistilBertConfig(
+        vocab_size=50, dim=16, n_layers=2, n_heads=2, hidden_dim=24, max_position_embeddings=64, **OTHERS
     ),
     "modernbert": lambda: transformers.ModernBertConfig(**SIZE | MODERN | {"num_hidden_layers": 4}, local_attention=6),
     "modernbert, biases": lambda: transformers.ModernBertConfig(
@@ -59,11 +66,12 @@ def retriever(name: str, pooling: str = "mean", *, width: int | None = None, nor
 
 
 def padded(model: Retriever, left: bool = False) -> dict[str, torch.Tensor]:
-    """Three texts of 20, 12 and 5 tokens."""
+    """Three texts of 20, 12 and 5 tokens; the first begins with those that a family may take for padding."""
     mask = torch.ones(3, 20, dtype=torch.long)
     mask[1, 12:] = mask[2, 5:] = 0
     mask = mask.flip(1) if left else mask
-    ids = torch.randint(5, 50, (3, 20)).masked_fill(mask == 0, model.config.pad_token_id or 0)
+    ids = torch.randint(5, 50, (3, 20)).masked_fill(mask == 0, max(0, model.config.pad_token_id or 0))
+    ids[0, :5] = torch.tensor([0, 1, 3, 49, 0])
     return {"input_ids": ids, "attention_mask": mask}
 
 
@@ -97,8 +105,11 @@ def test_token_types_are_taken() -> None:
     assert_equal(model, inputs | {"token_type_ids": torch.randint(0, 2, inputs["input_ids"].shape)})
 
 
-@pytest.mark.parametrize("name", ["electra", "mpnet", "modernbert"])
+@pytest.mark.parametrize(
+    "name", ["bert, other keys", "roberta", "electra", "mpnet, other keys", "distilbert, other keys", "modernbert"]
+)
 def test_gradients_are_those_of_pytorch(name: str) -> None:
+    """The padding's embedding, of words and where positions have one, has none."""
     model = retriever(name, normalize=True)
     inputs, direction = padded(model), torch.randn(3, 16)
     (model(query=inputs)[0] * direction).sum().backward()
@@ -183,6 +194,35 @@ def test_other_models_are_refused_by_name() -> None:
     encoder = Encoder(backbone, "last")
     with pytest.raises(UserError, match=r"no JAX encoder for gpt2 models: use bert, .*fastdense\.train"):
         check_supported(Retriever(encoder, encoder))
+
+
+def test_fewer_buckets_than_are_used_are_refused() -> None:
+    backbone = transformers.AutoModel.from_config(transformers.MPNetConfig(**SIZE, relative_attention_num_buckets=16))
+    encoder = Encoder(backbone, "mean")
+    with pytest.raises(UserError, match=r"relative_attention_num_buckets is 16 in config\.json, but 32 are used"):
+        JaxRetriever.from_torch(Retriever(encoder, encoder))
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        (
+            None,
+            r"its weight backbone\.embeddings\.LayerNorm\.bias is absent, and of the shape \[16\] in the JAX encoder",
+        ),
+        (
+            nn.LayerNorm(8),
+            r"LayerNorm\.bias is of the shape \[8\], and of the shape \[16\] in the JAX encoder for bert",
+        ),
+        (nn.Sequential(nn.LayerNorm(16)), r"LayerNorm\.0\.bias is of the shape \[16\], and absent in the JAX"),
+    ],
+    ids=["lacks", "another shape", "has more"],
+)
+def test_a_model_of_another_form_is_refused(part: nn.Module | None, message: str) -> None:
+    model = retriever("bert")
+    model.query_encoder.backbone.embeddings.LayerNorm = part
+    with pytest.raises(UserError, match=message):
+        JaxRetriever.from_torch(model)
 
 
 def test_a_real_model_encodes_as_with_pytorch() -> None:

@@ -11,6 +11,7 @@ import jax
 import pytest
 import safetensors.torch
 import torch
+import transformers
 
 from fastdense.jax.trainer import JaxTrainer
 from fastdense.modeling.load import load_retriever
@@ -96,13 +97,40 @@ def test_what_a_batch_lacks_is_padding(
         pytest.param((*CACHE, "--gradient_accumulation_steps", "2"), id="accumulated", marks=pytest.mark.slow),
     ],
 )
-def test_a_resumed_run_ends_with_the_same_bits(tiny_run: Run, shallow_bert_dir: Path, flags: tuple[str, ...]) -> None:
+def test_a_resumed_run_ends_with_the_same_bits(
+    tiny_run: Run, shallow_bert_dir: Path, flags: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """... and nothing is said of flags that differ from the checkpoint's."""
+    warnings: list[str] = []
+    monkeypatch.setattr(transformers.trainer_utils.logger, "warning_once", warnings.append)
     flags = (*flags, "--model_name_or_path", str(shallow_bert_dir), "--save_strategy", "steps", "--save_steps", "3")
     flags = (*flags, "--p_max_len", "16")  # all batches have one shape
     whole = tiny_run(*flags, "--max_steps", "7", name="whole")
     checkpoint = str(whole / "checkpoint-3")
     resumed = tiny_run(*flags, "--max_steps", "7", "--resume_from_checkpoint", checkpoint, name="resumed")
     assert_same_bits(whole, resumed)
+    assert not warnings
+
+
+def test_what_a_finished_run_resumes_with(tiny_run: Run, log_of: Log, capsys: pytest.CaptureFixture[str]) -> None:
+    """In the middle of an epoch. Of the flags that change, only the learning rate stays the checkpoint's."""
+    flags = "--save_strategy steps --save_steps 2 --logging_steps 500 --lr_scheduler_type constant --warmup_ratio 0"
+    flags = (*flags.split(), "--p_max_len", "16", "--resume_from_checkpoint", "auto")
+    output = tiny_run(*flags)
+    before = (output / "model.safetensors").read_bytes()
+    tiny_run(*flags)
+    assert (output / "model.safetensors").read_bytes() == before
+    assert not (output / "checkpoint-5").exists()
+    assert "nothing is left to train" in capsys.readouterr().err
+    tiny_run(*flags, "--max_steps", "5", "--learning_rate", "0.5", "--weight_decay", "0.1")
+    said = capsys.readouterr().err
+    assert "--learning_rate 0.001 -> 0.5 (the checkpoint's value goes on)" in said
+    assert "--weight_decay 0.0 -> 0.1\n" in said
+    lines = log_of(output)
+    assert [line["step"] for line in lines] == [2, 4, 5]
+    assert set(values(lines, "learning_rate")) == {1e-3}
+    mean = (2 * lines[0]["loss"] + 2 * lines[1]["loss"] + lines[2]["loss"]) / 5
+    assert json.loads((output / "metrics.json").read_text())["train_loss"] == pytest.approx(mean)
 
 
 @pytest.mark.slow
@@ -136,7 +164,7 @@ def test_the_log_says_what_matters_and_waits_for_nothing(tiny_run: Run, log_of: 
     every, third = tiny_run(name="every"), tiny_run("--logging_steps", "3", name="third")
     lines = log_of(every)
     assert {"loss", "accuracy", "learning_rate", "grad_norm", "examples_per_second"} <= lines[0].keys()
-    assert values(log_of(third), "loss") == pytest.approx([sum(values(lines, "loss")[:3]) / 3])
+    assert values(log_of(third), "loss") == pytest.approx([sum(values(lines, "loss")[:3]) / 3, lines[3]["loss"]])
     for output in (every, third):
         summary = json.loads((output / "trainer_state.json").read_text())["log_history"][-1]
         assert summary["train_loss"] == pytest.approx(sum(values(lines, "loss")) / 4)

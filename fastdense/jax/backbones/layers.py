@@ -43,14 +43,19 @@ class LayerNorm(nnx.Module):
 
 
 class Embedding(nnx.Module):
-    """Rows of ``weight`` [entries, features]."""
+    """Rows of ``weight`` [entries, features]; that of ``padding`` is not trained, as with PyTorch's ``padding_idx``."""
 
-    def __init__(self, entries: int, features: int, dtype: Any) -> None:
+    def __init__(self, entries: int, features: int, dtype: Any, *, padding: int | None = None) -> None:
         self.weight = nnx.Param(jnp.zeros((entries, features)))
+        self.padding = None if padding is None else padding % entries  # PyTorch counts -1 from the end
         self.dtype = dtype
 
     def __call__(self, rows: jax.Array) -> jax.Array:
-        return self.weight[...][rows].astype(self.dtype)
+        taken = self.weight[...][rows]
+        if self.padding is not None:
+            # Of the rows taken: the table is never copied, and forwards this is nothing.
+            taken = jnp.where((rows == self.padding)[..., None], jax.lax.stop_gradient(taken), taken)
+        return taken.astype(self.dtype)
 
 
 class Dropout:

@@ -42,7 +42,7 @@ class ModernBert(nnx.Module):
         self.window = config.local_attention // 2
         self.rate = config.embedding_dropout
         self.head_width = config.hidden_size // config.num_attention_heads
-        self.words = Embedding(config.vocab_size, config.hidden_size, dtype)
+        self.words = Embedding(config.vocab_size, config.hidden_size, dtype, padding=config.pad_token_id)
         self.embedding_norm = _norm(config, dtype)
         self.layers = nnx.List([Block(config, index, dtype) for index in range(config.num_hidden_layers)])
         self.final_norm = _norm(config, dtype)

@@ -1,7 +1,8 @@
 """BERT and its relatives: attention and feed-forward layers, each followed by a LayerNorm.
 
-They differ in the names of their weights, in how positions are counted, and in three parts that not all have: token
-types, a projection of the embeddings (ELECTRA), and attention biased by distance (MPNet).
+They differ in the names of their weights, in how positions are counted, in three parts that not all have (token types,
+a projection of the embeddings in ELECTRA, attention biased by distance in MPNet), and in the numbers that transformers
+takes from no configuration.
 """
 
 import math
@@ -12,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from fastdense.errors import UserError
 from fastdense.jax.backbones.layers import (
     Dropout,
     Embedding,
@@ -32,9 +34,16 @@ class Family:
     block: dict[str, str]
     embeddings: dict[str, str]
     config: dict[str, str]
+    """Only what transformers reads: a configuration may bring other keys, which say nothing."""
     positions_after_padding: bool = False
-    """Positions are counted over tokens that are not padding, from ``pad_token_id + 1``."""
+    """Positions are counted over tokens that are not padding, from the padding's id + 1."""
     relative_bias: str | None = None
+    buckets: int = 0
+    """Of ``relative_bias``; the table may have more entries."""
+    padding: int | None = None
+    """The padding's id, where it is not the configuration's ``pad_token_id``."""
+    epsilon: float | None = None
+    """LayerNorm's, where it is not the configuration's ``layer_norm_eps``."""
 
 
 _BERT_BLOCK = {
@@ -71,7 +80,7 @@ _EMBEDDINGS = {
     "embedding_norm": "embeddings.LayerNorm",
     "embedding_projection": "embeddings_project",
 }
-_BERT_CONFIG = {
+_MPNET_CONFIG = {
     "layers": "num_hidden_layers",
     "heads": "num_attention_heads",
     "hidden": "hidden_size",
@@ -80,6 +89,7 @@ _BERT_CONFIG = {
     "dropout": "hidden_dropout_prob",
     "attention_dropout": "attention_probs_dropout_prob",
 }
+_BERT_CONFIG = _MPNET_CONFIG | {"types": "type_vocab_size"}
 _DISTILBERT_CONFIG = {
     "layers": "n_layers",
     "heads": "n_heads",
@@ -91,21 +101,24 @@ _DISTILBERT_CONFIG = {
 }
 
 _BERT = Family("encoder.layer", _BERT_BLOCK, _EMBEDDINGS, _BERT_CONFIG)
+_ELECTRA = Family("encoder.layer", _BERT_BLOCK, _EMBEDDINGS, _BERT_CONFIG | {"width": "embedding_size"})
 _ROBERTA = Family("encoder.layer", _BERT_BLOCK, _EMBEDDINGS, _BERT_CONFIG, positions_after_padding=True)
 FAMILIES = {
     "bert": _BERT,
-    "electra": _BERT,
+    "electra": _ELECTRA,
     "roberta": _ROBERTA,
     "xlm-roberta": _ROBERTA,
     "camembert": _ROBERTA,
-    "distilbert": Family("transformer.layer", _DISTILBERT_BLOCK, _EMBEDDINGS, _DISTILBERT_CONFIG),
+    "distilbert": Family("transformer.layer", _DISTILBERT_BLOCK, _EMBEDDINGS, _DISTILBERT_CONFIG, epsilon=1e-12),
     "mpnet": Family(
         "encoder.layer",
         _MPNET_BLOCK,
         _EMBEDDINGS,
-        _BERT_CONFIG,
+        _MPNET_CONFIG,
         positions_after_padding=True,
         relative_bias="encoder.relative_attention_bias",
+        buckets=32,
+        padding=1,
     ),
 }
 
@@ -116,19 +129,18 @@ class PostNorm(nnx.Module):
     def __init__(self, config: Any, dtype: Any) -> None:
         self.family = FAMILIES[config.model_type]
         size = {ours: getattr(config, theirs) for ours, theirs in self.family.config.items()}
-        epsilon = getattr(config, "layer_norm_eps", 1e-12)
-        width = getattr(config, "embedding_size", size["hidden"])
-        types = getattr(config, "type_vocab_size", 0) if config.model_type not in ("distilbert", "mpnet") else 0
-        self.padding = config.pad_token_id
+        epsilon = config.layer_norm_eps if self.family.epsilon is None else self.family.epsilon
+        width, types = size.get("width", size["hidden"]), size.get("types")
+        self.padding = config.pad_token_id if self.family.padding is None else self.family.padding
         self.rate = size["dropout"]
-        self.words = Embedding(config.vocab_size, width, dtype)
-        self.positions = Embedding(config.max_position_embeddings, width, dtype)
+        self.words = Embedding(config.vocab_size, width, dtype, padding=self.padding)
+        after_padding = self.padding if self.family.positions_after_padding else None
+        self.positions = Embedding(config.max_position_embeddings, width, dtype, padding=after_padding)
         self.types = Embedding(types, width, dtype) if types else None
         self.embedding_norm = LayerNorm(width, epsilon, dtype)
         self.embedding_projection = Linear(width, size["hidden"], dtype) if width != size["hidden"] else None
         self.layers = nnx.List([Block(size, epsilon, dtype) for _ in range(size["layers"])])
-        buckets = config.relative_attention_num_buckets if self.family.relative_bias else 0
-        self.relative_bias = Embedding(buckets, size["heads"], jnp.float32) if buckets else None
+        self.relative_bias = _relative_bias(config, self.family.buckets, size["heads"])
 
     def __call__(self, inputs: dict[str, jax.Array], drop: Dropout) -> jax.Array:
         x = drop(self.embedding_norm(self._embed(inputs)), self.rate)
@@ -136,7 +148,7 @@ class PostNorm(nnx.Module):
             x = self.embedding_projection(x)
         bias = mask_bias(inputs["attention_mask"])
         if self.relative_bias is not None:
-            distances = _buckets(x.shape[1], self.relative_bias.weight.shape[0])
+            distances = _buckets(x.shape[1], self.family.buckets)
             bias = bias + self.relative_bias(distances).transpose(2, 0, 1)[None]
         for layer in self.layers:
             x = layer(x, bias, drop)
@@ -185,6 +197,18 @@ class Block(nnx.Module):
         x = self.attention_norm(x + drop(attended, self.rate))
         inner = self.down(self.activation(self.up(x)))
         return self.output_norm(x + drop(inner, self.rate))
+
+
+def _relative_bias(config: Any, buckets: int, heads: int) -> Embedding | None:
+    if not buckets:
+        return None
+    entries = config.relative_attention_num_buckets
+    if entries < buckets:
+        raise UserError(
+            f"relative_attention_num_buckets is {entries} in config.json, but {buckets} are used, whatever it says: "
+            f"use a model with {buckets} or more"
+        )
+    return Embedding(entries, heads, jnp.float32)
 
 
 def _buckets(length: int, buckets: int, farthest: int = 128) -> jax.Array:
