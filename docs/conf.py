@@ -13,7 +13,7 @@ from typing import Any
 from unittest import mock
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = "train jax_train encode jax_encode search evaluate mine export builtin_data".split()
+COMMANDS = "train jax_train encode jax_encode search evaluate mine export builtin_data demo".split()
 
 project = "fastdense"
 html_title = "fastdense"
@@ -80,6 +80,12 @@ def write_cli_reference(directory: Path) -> None:
         page.write_text(text, encoding="utf-8")
 
 
+def _module(command: str) -> Any:
+    """A module, or a package that is run by its ``__main__``."""
+    module = import_module(f"fastdense.{command}")
+    return module if hasattr(module, "main") else import_module(f"fastdense.{command}.__main__")
+
+
 def help_of(command: str) -> str:
     """What ``python -m fastdense.<command> --help`` prints, 100 columns wide."""
     shown = io.StringIO()
@@ -87,6 +93,7 @@ def help_of(command: str) -> str:
         mock.patch.dict(os.environ, {"COLUMNS": "100"}),
         contextlib.redirect_stdout(shown),
         contextlib.suppress(SystemExit),
+        mock.patch("sys.argv", [command, "--help"]),
     ):
-        import_module(f"fastdense.{command}").main(["--help"])
+        _module(command).main()
     return shown.getvalue().rstrip()

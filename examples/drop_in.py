@@ -34,4 +34,7 @@ def main(model_name: str, pairs: str, output: str, steps: int = -1) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) not in (4, 5) or not all(steps.isdecimal() for steps in sys.argv[4:]):
+        print("usage: python examples/drop_in.py MODEL PAIRS.jsonl OUTPUT [STEPS]", file=sys.stderr)
+        sys.exit(2)
     main(sys.argv[1], sys.argv[2], sys.argv[3], *map(int, sys.argv[4:5]))

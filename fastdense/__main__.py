@@ -5,12 +5,14 @@ import re
 from collections.abc import Iterator, Sequence
 from importlib import import_module, metadata
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 
 import fastdense
 from fastdense import environment
 from fastdense.command import CommandParser, run
+from fastdense.errors import UserError
 
 EXTRAS = ("train", "retrieval", "lora", "demo", "tensorboard", "jax", "tpu")
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -18,7 +20,9 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print everything; there are no flags but ``--help``."""
-    CommandParser(prog="python -m fastdense", description=__doc__).parse_args(arguments)
+    _, others = CommandParser(prog="python -m fastdense", description=__doc__).parse_known_args(arguments)
+    if others:
+        _reject(others[0])
     for title, lines in (
         ("Installed", _installed()),
         ("Machine", _machine()),
@@ -27,6 +31,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         ("Commands (each has --help)", _commands()),
     ):
         print(f"{title}\n" + "".join(f"  {line}\n" for line in lines))
+
+
+def _reject(word: str) -> NoReturn:
+    """A space where the dot of a command belongs, or something else."""
+    names = [line.split()[2].removeprefix("fastdense.") for line in _commands()]
+    if word in names:
+        raise UserError(f"a command stands behind a dot: python -m fastdense.{word}")
+    raise UserError(f"unexpected argument {word!r}: python -m fastdense.NAME has the commands {', '.join(names)}")
 
 
 def _installed() -> Iterator[str]:

@@ -97,6 +97,61 @@ def test_answers_are_words_that_follow_one_another(
     assert capsys.readouterr().out == "top-20 accuracy: 0.2500\ntop-100 accuracy: 0.5000\n"
 
 
+@pytest.mark.filterwarnings("default")  # another library's
+@pytest.mark.parametrize("words", [[], ["a", "b", "c", "d"]])
+@pytest.mark.parametrize(
+    ("script", "usage"),
+    [
+        ("drop_in.py", "usage: python examples/drop_in.py MODEL PAIRS.jsonl OUTPUT [STEPS]"),
+        ("nq_answers.py", "usage: python examples/nq_answers.py RANKING QUESTIONS CORPUS"),
+    ],
+)
+def test_without_its_arguments_a_script_says_how_it_is_used(
+    script: str, usage: str, words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_alone(script, words, monkeypatch) == 2
+    assert capsys.readouterr().err.removeprefix("error: ") == f"{usage}\n"
+
+
+@pytest.mark.parametrize(
+    ("ranking", "question", "passage", "message"),
+    [
+        (None, {}, {}, "there is no ranking at"),
+        ("q\tp\t1.0\n", {"query_id": "q"}, {}, "q.jsonl, line 1: the row has no answers; query_id, answers are needed"),
+        ("q\tp\t1.0\n", {}, {"text": "x"}, "c.jsonl, line 1: the row has no docid; docid, text are needed"),
+        ("q\tz\t1.0\n", {}, {"docid": "p", "text": "x"}, "c.jsonl has no passage 'z', which"),
+    ],
+)
+def test_what_the_answers_lack_is_said(
+    ranking: str | None,
+    question: dict[str, Any],
+    passage: dict[str, Any],
+    message: str,
+    write_jsonl: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    question = question or {"query_id": "q", "answers": ["x"]}
+    passage = passage or {"docid": "p", "text": "x"}
+    paths = [write_jsonl(tmp_path / f"{name}.jsonl", [row]) for name, row in (("q", question), ("c", passage))]
+    if ranking is not None:
+        (tmp_path / "run.txt").write_text(ranking)
+    assert run_alone("nq_answers.py", [str(tmp_path / "run.txt"), *map(str, paths)], monkeypatch) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.startswith("error: ")
+
+
+def run_alone(script: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> int | str | None:
+    """The exit status of a Python script, run in this process."""
+    monkeypatch.setattr(sys, "argv", [script, *words])
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(EXAMPLES / script), run_name="__main__")
+    return end.value.code
+
+
 @pytest.mark.slow
 def test_tpu(tiny_bert_dir: Path, tiny_rows: Rows, write_jsonl: Callable[..., Path], tmp_path: Path) -> None:
     rows = write_jsonl(tmp_path / "rows.jsonl", tiny_rows)

@@ -1,5 +1,6 @@
 """``python -m fastdense``: what is here, what serves what, what is missing."""
 
+import runpy
 import subprocess
 import sys
 from importlib import import_module
@@ -10,6 +11,7 @@ import torch
 
 import fastdense
 from fastdense import environment
+from fastdense.errors import UserError
 
 overview = import_module("fastdense.__main__")
 COMMANDS = "train jax_train encode jax_encode search evaluate mine export builtin_data demo".split()
@@ -38,6 +40,13 @@ def test_every_command_is_listed() -> None:
     assert listed == runnable | {"demo"}
 
 
+def test_the_reference_has_every_command() -> None:
+    docs = runpy.run_path(str(Path(__file__).parents[1] / "docs" / "conf.py"))
+    assert set(docs["COMMANDS"]) == {line.split()[2].removeprefix("fastdense.") for line in overview._commands()}
+    assert "--short" in docs["help_of"]("demo")
+    assert "--passage_reps" in docs["help_of"]("search")
+
+
 def test_a_missing_extra_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     there = environment.version
     monkeypatch.setattr(environment, "version", lambda name: None if name in ("peft", "libtpu") else there(name))
@@ -50,3 +59,18 @@ def test_a_missing_extra_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> 
 def test_answers_that_differ_by_dtype_are_told_apart() -> None:
     assert overview._grouped({"float32": "no", "float16": "no"}) == "no"
     assert overview._grouped({"float32": "yes", "float16": "no"}) == "float32: yes; float16: no"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "--do_train"], "a command stands behind a dot: python -m fastdense.train$"),
+        (
+            ["foo"],
+            "unexpected argument 'foo': python -m fastdense.NAME has the commands builtin_data, .*, train$",
+        ),
+    ],
+)
+def test_a_space_where_the_dot_belongs(arguments: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        overview.main(arguments)

@@ -11,8 +11,9 @@ from fastdense.jax.trainer import JaxTrainer
 from fastdense.modeling.encoder import Retriever
 from fastdense.modeling.settings import RetrieverSettings
 from fastdense.training import run
-from fastdense.training.arguments import AUTO, ContrastiveArguments, DataArguments, ModelArguments
+from fastdense.training.arguments import ContrastiveArguments, DataArguments, ModelArguments
 from fastdense.training.assemble import read_model
+from fastdense.training.chunk_flags import AUTO
 from fastdense.training.objective import OBJECTIVE_FLAGS
 
 

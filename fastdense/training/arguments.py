@@ -13,6 +13,7 @@ from transformers import TrainingArguments
 
 from fastdense.data.sources import LOCAL_FILES
 from fastdense.errors import UserError
+from fastdense.training.chunk_flags import AUTO, NotGiven, check_chunks
 from fastdense.training.data_checks import check_sources, check_streaming
 from fastdense.training.flag_checks import check_accelerator_config, check_checkpointing, check_flags
 from fastdense.training.input_pipeline import default_workers, machine_share
@@ -25,20 +26,7 @@ _RENAMED = {
 }
 
 POOLING = Literal["cls", "mean", "last"]
-AUTO = "auto"
 _LORA_DEFAULTS = {"lora_r": 16, "lora_alpha": 32, "lora_dropout": 0.0, "lora_target_modules": None}
-_KINDS: dict[type, str] = {int: "an integer", float: "a number"}
-
-
-class NotGiven(int):
-    """A documented default that limits nothing: the same number counts once a user gives it."""
-
-
-def _is_number(value: str, kind: type, least: float) -> bool:
-    try:
-        return least <= kind(value) < float("inf")
-    except ValueError:
-        return False
 
 
 def _flag(help: str, **metadata: object) -> dict[str, object]:
@@ -301,15 +289,7 @@ class ContrastiveArguments:
         if not 0 < self.temperature < float("inf"):
             raise UserError(f"--temperature must be a positive number, not {self.temperature}")
         check_objective(self)
-        for name in ("gc_q_chunk_size", "gc_p_chunk_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name} must be at least 1, not {getattr(self, name)}")
-        for name, kind, least in (("gc_tokens_per_chunk", int, 1), ("gc_keep_graph_gib", float, 0)):
-            value = getattr(self, name)
-            if value != AUTO and not _is_number(value, kind, least):
-                raise UserError(f"--{name} must be {AUTO} or {_KINDS[kind]} of at least {least}, not {value!r}")
-            if value != AUTO and not self.grad_cache:
-                raise UserError(f"--{name} is for the chunks of --grad_cache: pass that, too, or leave it out")
+        check_chunks(self)
 
 
 @dataclass

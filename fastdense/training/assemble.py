@@ -23,13 +23,12 @@ from fastdense.modeling.settings import RetrieverSettings, read_settings
 from fastdense.modeling.tokenizer import load_tokenizer
 from fastdense.retrieval.encode import check_fits
 from fastdense.training.arguments import (
-    AUTO,
     ContrastiveArguments,
     DataArguments,
     ModelArguments,
-    NotGiven,
     RetrieverTrainingArguments,
 )
+from fastdense.training.chunk_flags import AUTO, NotGiven
 from fastdense.training.cpu import settle_on_cpu
 from fastdense.training.distinct import DescribingCollator
 from fastdense.training.evaluation import text_tokenizers

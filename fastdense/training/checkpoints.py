@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Trainer, TrainerState
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
 from fastdense.errors import UserError
@@ -28,6 +28,7 @@ from fastdense.modeling.save import retriever_entries, save_retriever
 from fastdense.modeling.settings import RetrieverSettings
 from fastdense.training.arguments import RetrieverTrainingArguments
 from fastdense.training.run_record import FILES as RECORD
+from fastdense.training.run_record import RUN
 
 _STATE = "trainer_state.json"
 _BEFORE_ANY_CHECKPOINT = ("runs", *RECORD)  # tensorboard's, and all else that a run killed early has written
@@ -107,6 +108,37 @@ def prepare_output_dir(args: RetrieverTrainingArguments, *, resuming: bool) -> N
             raise UserError(f"--output_dir {directory} cannot be written: {error.strerror}") from error
 
 
+def is_finished(output_dir: str, step: int) -> bool:
+    """Whether ``output_dir`` holds all that a run leaves that ended with ``step``.
+
+    Its state is what a run writes last, and removes before it trains.
+    """
+    try:
+        state = TrainerState.load_from_json(str(Path(output_dir, _STATE)))
+    except (OSError, ValueError, TypeError):
+        return False
+    return state.global_step == step and bool(retriever_entries(Path(output_dir)))
+
+
+class _NothingLeft(Exception):
+    """The checkpoint is one of the last step."""
+
+
+class _Beginning(TrainerCallback):
+    """Comes before all other callbacks: they are not told of a run that has nothing left to train.
+
+    The library's loop asks behind a step whether it was the last: in the middle of an epoch it would train another one.
+    """
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.global_step >= state.max_steps:
+            raise _NothingLeft
+        if state.is_world_process_zero:
+            Path(args.output_dir, _STATE).unlink(missing_ok=True)  # see is_finished
+
+
 class CheckpointingTrainer(Trainer):
     """How a run is saved and resumed: everything else is the stock trainer's.
 
@@ -115,14 +147,28 @@ class CheckpointingTrainer(Trainer):
     """
 
     settings: RetrieverSettings
+    # Flags whose value a resumed run takes from the optimizer's state in its checkpoint.
+    kept_on_resume: tuple[str, ...] = ("learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon")
     _staging: Path | None = None
 
-    def train(self, resume_from_checkpoint: str | None = None, **kwargs: Any) -> TrainOutput:
-        """Train from the beginning, or from a checkpoint that :func:`find_checkpoint` returned."""
+    def __init__(self, *parts: Any, **named: Any) -> None:
+        super().__init__(*parts, **named)
+        self.callback_handler.callbacks.insert(0, _Beginning())
+
+    def train(self, resume_from_checkpoint: str | None = None, **kwargs: Any) -> TrainOutput | None:
+        """Train from the beginning, or from a checkpoint that :func:`find_checkpoint` returned.
+
+        None if nothing is left to train after the checkpoint: the model is then what the run ended with.
+        """
         if resume_from_checkpoint is None and self.args.should_save:
             for checkpoint in whole_checkpoints(self.args.output_dir):  # an overwritten run's: not to be resumed from
                 remove_directory(checkpoint)
-        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        try:
+            return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        except _NothingLeft:
+            if self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None:
+                self._load_best_model()
+            return None
 
     def init_hf_repo(self, *_: object, **__: object) -> None:
         """Nothing: :class:`fastdense.training.hub_push.HubPush` pushes whole directories, once they are published."""
@@ -146,9 +192,15 @@ class CheckpointingTrainer(Trainer):
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 self.state.save_to_json(str(staging / checkpoint.name / _STATE))
+                self._keep_flags(staging / checkpoint.name)
                 publish_directory(staging / checkpoint.name, checkpoint)
                 self._remove_old_checkpoints(checkpoint)
         self.accelerator.wait_for_everyone()
+
+    def _keep_flags(self, checkpoint: Path) -> None:
+        """The run's own record follows the run: a checkpoint has that of the flags that it was made with."""
+        if (record := Path(self.args.output_dir, RUN)).is_file():
+            shutil.copyfile(record, checkpoint / RUN)
 
     @contextlib.contextmanager
     def _staged(self) -> Iterator[Path]:

@@ -27,7 +27,7 @@ def draw_training_curve(history: Sequence[dict[str, Any]], picture: Path) -> Non
         return
     figure = Figure(figsize=(7, 6 if metrics else 3.2), dpi=110, layout="tight")
     panels = figure.subplots(1 + bool(metrics), 1, sharex=True, squeeze=False)[:, 0]
-    _draw(panels[0], "training loss", {"": losses}, (_LOSS,), marker="")
+    _draw(panels[0], "training loss", {"": losses}, (_LOSS,), marker="" if len(losses) > 1 else "o")
     if metrics:
         _draw(panels[1], "on the held-out sets", metrics, _METRICS, marker="o")
     panels[-1].set_xlabel("step", color=_GREY)

@@ -104,6 +104,7 @@ def check_flags(args: Any, refused: Mapping[str, str] = MappingProxyType({})) ->
     _check_numbers(args)
     _check_evaluation(args)
     _check_hub(args)
+    _check_resuming(args)
     for name in _OBJECTS:
         _check_object(args, name)
 
@@ -176,7 +177,17 @@ def _check_evaluation(args: Any) -> None:
     if _name(args.save_strategy) == "best":
         given.append("save_strategy best")
     if given:
-        raise UserError(f"--{given[0]} needs --eval_strategy steps or epoch, and --eval_dir DIR")
+        lacking = "" if args.eval_dir else ", and --eval_dir DIR"
+        raise UserError(f"--{given[0]} needs --eval_strategy steps or epoch{lacking}")
+
+
+def _check_resuming(args: Any) -> None:
+    request = str(args.resume_from_checkpoint).lower()
+    if args.overwrite_output_dir and request in ("true", "auto"):
+        raise UserError(
+            f"--overwrite_output_dir removes the checkpoints that --resume_from_checkpoint {request} looks for: leave "
+            "one of them out"
+        )
 
 
 def _check_hub(args: Any) -> None:

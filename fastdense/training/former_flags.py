@@ -24,6 +24,13 @@ RENAMED = {
     "passage_max_len": "p_max_len",
     "dataset_path": "train_dir",
     "dataset_cache_dir": "data_cache_dir",
+    # FlagEmbedding
+    "train_data": "train_dir",
+    "negatives_cross_device": "negatives_x_device",
+    "sentence_pooling_method": "pooling",
+    "normalize_embeddings": "normalize",
+    "query_instruction_for_retrieval": "query_prefix",
+    "negative_number": "num_negatives",
     # the field's short names
     "lr": "learning_rate",
     "batch_size": "per_device_train_batch_size",
@@ -46,5 +53,8 @@ GONE = {
     "include_inputs_for_metrics": "retrieval metrics need no flag: leave it out",
     "dispatch_batches": "every process reads its own rows: leave it out",
     "split_batches": "every process reads its own rows: leave it out",
+    "append_eos_token": "the tokenizer must add the token itself, as for --pooling last: leave it out",
+    "sub_batch_size": "use --grad_cache, which keeps the negatives of the whole batch",
+    "range_for_sampling": "it is now --range_min and --range_max of python -m fastdense.mine",
     "tpu_num_cores": "TPUs are for python -m fastdense.jax_train",
 }

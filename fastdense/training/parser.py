@@ -54,9 +54,10 @@ class Parser(HfArgumentParser):
 
     def parse(self, arguments: Sequence[str]) -> tuple[Any, ...]:
         """Parse ``arguments`` into one instance per dataclass."""
-        values, unknown = self.parse_known_args(self._with_config(list(arguments)))
+        words = self._with_config(list(arguments))
+        values, unknown = self.parse_known_args(words)
         if unknown:
-            self._reject(unknown[0])
+            self._reject(unknown[0], words[: words.index(unknown[0])])
         given = vars(values)
         return tuple(self._build(kind, given) for kind in self.dataclass_types)
 
@@ -71,8 +72,14 @@ class Parser(HfArgumentParser):
             message = re.sub(r"\b[A-Z]\w+\.([A-Z]+)\b", lambda member: member[1].lower(), str(error))  # of an enum
             raise UserError(" ".join(message.split())) from error
 
-    def _reject(self, argument: str) -> NoReturn:
+    def _reject(self, argument: str, before: list[str]) -> NoReturn:
         name = argument.split("=")[0]
+        flags = [word.split("=")[0] for word in before if word.startswith("--")]
+        if not name.startswith("--") and flags and flags[-1] != before[-1]:
+            raise UserError(
+                f"unexpected argument {argument!r}: values belong behind a --flag, and {flags[-1]} takes one; put a "
+                "pattern in quotes, so that the shell does not expand it"
+            )
         if not name.startswith("--"):
             raise UserError(f"unexpected argument {argument!r}: values belong behind a --flag")
         raise UserError(f"unknown flag {name}: {self._advice(name)}")
@@ -103,13 +110,17 @@ class Parser(HfArgumentParser):
 
     def _config_flags(self, path: str) -> list[str]:
         flags: list[str] = []
-        for name, value in _read_config(path).items():
+        content, lines = _read_config(path)
+        for name, value in content.items():
             option = f"--{name}"
             action = self._option_string_actions.get(option)
             if name in ("config", "help"):
                 raise UserError(f"{path}: {name} belongs on the command line, not into a configuration file")
             if action is None:
                 raise UserError(f"{path}: unknown key {name!r}: {self._advice(option)}")
+            if (action.type is str or action.choices) and _has_boolean(value):
+                line = f", line {lines[name]}" if name in lines else ""
+                raise UserError(f"{path}{line}: {name} takes a text, and this means true or false: put it in quotes")
             if isinstance(value, list):
                 if action.nargs not in ("+", "*"):
                     raise UserError(f"{path}: {name} takes one value, not a list")
@@ -137,7 +148,12 @@ def parse_arguments(
     return parser.parse(sys.argv[1:] if arguments is None else arguments)
 
 
-def _read_config(path: str) -> dict[str, Any]:
+def _has_boolean(value: Any) -> bool:
+    return any(isinstance(each, bool) for each in (value if isinstance(value, list) else [value]))
+
+
+def _read_config(path: str) -> tuple[dict[str, Any], dict[str, int]]:
+    """What a configuration file says, and the line that each name stands in."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -148,9 +164,27 @@ def _read_config(path: str) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise UserError(f"{path}, line {error.lineno}: this is no JSON: {error.msg}") from error
     except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
+        line = f", line {_line_of(error, text)}" if isinstance(error, yaml.MarkedYAMLError) else ""
         raise UserError(f"{path}{line}: this is no YAML: {getattr(error, 'problem', error)}") from error
+    if content is None:
+        raise UserError(f"{path} holds no flags: write one a line, as name: value, or leave --config out")
     if not isinstance(content, dict):
         raise UserError(f"{path} must hold names and values of flags, not a {type(content).__name__}")
-    return content
+    return content, _lines(text)
+
+
+def _line_of(error: yaml.MarkedYAMLError, text: str) -> int:
+    """Where what is wrong stands, or begins if the file ends before it does."""
+    problem, beginning = error.problem_mark, error.context_mark
+    at_end = problem is None or not text[problem.index :].strip()
+    mark = beginning if at_end and beginning is not None else problem
+    return max(1, min(mark.line + 1 if mark else 1, len(text.rstrip().splitlines())))
+
+
+def _lines(text: str) -> dict[str, int]:
+    """The line of each name; JSON, which is YAML for the most part, can have what that has not."""
+    try:
+        node = yaml.compose(text)
+    except yaml.YAMLError:
+        return {}
+    return {key.value: key.start_mark.line + 1 for key, _ in node.value} if isinstance(node, yaml.MappingNode) else {}

@@ -20,7 +20,7 @@ from fastdense.training.arguments import (
     RetrieverTrainingArguments,
 )
 from fastdense.training.assemble import check_lora, load_model, load_training_set, make_step
-from fastdense.training.checkpoints import find_checkpoint, prepare_output_dir
+from fastdense.training.checkpoints import find_checkpoint, is_finished, prepare_output_dir
 from fastdense.training.dry_run import describe_run
 from fastdense.training.evaluation import load_held_out
 from fastdense.training.guide import with_guide
@@ -28,7 +28,8 @@ from fastdense.training.hub_push import HubPush
 from fastdense.training.library_checks import check_libraries
 from fastdense.training.objective import with_prefixes
 from fastdense.training.ranks import end_together
-from fastdense.training.run_record import RunRecord, given_flags, provenance
+from fastdense.training.resuming import flags_of_resumed
+from fastdense.training.run_record import RunRecord, defaults, given_flags, provenance
 from fastdense.training.trainer import RetrieverTrainer
 
 logger = logging.getLogger(__name__)
@@ -59,6 +60,7 @@ def train(
         return
     checkpoint = find_checkpoint(args.resume_from_checkpoint, args.output_dir)
     prepare_output_dir(args, resuming=checkpoint is not None)
+    record = RunRecord(_flags(checkpoint, (model, data, contrastive, args), trainer_class.kept_on_resume))
     hub = HubPush(args) if args.push_to_hub and args.process_index == 0 else None
     step, retriever, tokenizer, settings = _assemble(model, data, contrastive, args, load_model, make_step)
     held_out = load_held_out(args, tokenizer, settings, model.cache_dir)
@@ -73,14 +75,17 @@ def train(
         settings=settings,
         held_out=held_out,
     )
-    record = RunRecord(given_flags(model, data, contrastive, args))
     for callback in filter(None, (record, hub)):
         trainer.add_callback(callback)
-    trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_model()
-    trainer.save_state()
-    if args.process_index == 0:
-        _tell(trainer, provenance(data, args, trainer.state, hub.repository if hub else None))
+    nothing_left = trainer.train(resume_from_checkpoint=checkpoint) is None
+    if nothing_left:
+        logger.info("nothing is left to train: %s is at step %d", checkpoint, trainer.state.global_step)
+    if nothing_left and is_finished(args.output_dir, trainer.state.global_step):
+        logger.info("the trained retriever in %s stays as it is", args.output_dir)
+    else:
+        if nothing_left:
+            record.complete(args, trainer.state, trainer.control)
+        _leave(trainer, provenance(data, args, trainer.state, hub.repository if hub else None))
     end_together()
     if hub is not None:  # after it: a push may take longer than ranks wait for one another
         hub.push_trained(Path(args.output_dir))
@@ -108,11 +113,24 @@ def _warn_of_emulation(args: RetrieverTrainingArguments) -> None:
         )
 
 
-def _tell(trainer: RetrieverTrainer, origin: Provenance) -> None:
-    """Say where the retriever is, and in its card where it comes from."""
-    card = model_card(trainer.settings, trainer.model.query_encoder.dimension, origin)
-    with atomic_file(Path(trainer.args.output_dir, "README.md")) as path:
-        path.write_text(card, encoding="utf-8")
+def _flags(
+    checkpoint: str | None, arguments: tuple[ModelArguments, DataArguments, ContrastiveArguments, Any], kept: Any
+) -> dict[str, Any]:
+    """The flags to record."""
+    flags = given_flags(*arguments)
+    if checkpoint is None:
+        return flags
+    return flags_of_resumed(checkpoint, flags, defaults(*arguments), kept, tell=arguments[-1].process_index == 0)
+
+
+def _leave(trainer: RetrieverTrainer, origin: Provenance) -> None:
+    """Save the model, a card that says where it comes from, and the run's state, by which all of it is there."""
+    trainer.save_model()
+    if trainer.args.process_index == 0:
+        card = model_card(trainer.settings, trainer.model.query_encoder.dimension, origin)
+        with atomic_file(Path(trainer.args.output_dir, "README.md")) as path:
+            path.write_text(card, encoding="utf-8")
+    trainer.save_state()
     logger.info("the trained retriever is in %s", trainer.args.output_dir)
 
 

@@ -24,6 +24,7 @@ from fastdense.data.hub import HUB_PREFIX, is_on_hub, parse_dataset_name
 from fastdense.files import atomic_file
 from fastdense.modeling.model_card import Provenance
 from fastdense.training.flag_checks import MEASURES, default_of
+from fastdense.training.whole_log import mean_loss
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +48,11 @@ def given_flags(*arguments: Any) -> dict[str, Any]:
             if not _is_default(value, default_of(each)):
                 flags[each.name] = value
     return {name: value for name, value in flags.items() if name not in _LEFT_OUT}
+
+
+def defaults(*arguments: Any) -> dict[str, Any]:
+    """What each flag of the dataclasses is when it is not given."""
+    return {each.name: default_of(each) for instance in arguments for each in fields(instance)}
 
 
 def _is_default(value: Any, default: Any) -> bool:
@@ -89,6 +95,13 @@ class RunRecord(TrainerCallback):
         """Write the final figures."""
         if state.is_world_process_zero:
             self._update(args, state, finished=True)
+
+    def complete(self, args: TrainingArguments, state: TrainerState, control: TrainerControl) -> None:
+        """Write everything for a run that was killed behind its last step, from the log in its last checkpoint."""
+        if (mean := mean_loss(state.log_history, 0, state.global_step)) is not None:
+            state.log_history.append({"train_loss": mean, "epoch": state.epoch, "step": state.global_step})
+        self.on_train_begin(args, state, control)
+        self.on_train_end(args, state, control)
 
     def _update(self, args: TrainingArguments, state: TrainerState, *, finished: bool) -> None:
         begun = time.perf_counter()

@@ -25,6 +25,7 @@ from fastdense.training.evaluation import HeldOutSets, Side
 from fastdense.training.linear_choice import LinearChoice, may_choose
 from fastdense.training.progress import ProgressBar
 from fastdense.training.step import ContrastiveStep
+from fastdense.training.whole_log import WholeLog, mean_loss
 
 
 class RetrieverTrainer(CheckpointingTrainer):
@@ -53,6 +54,7 @@ class RetrieverTrainer(CheckpointingTrainer):
         settings: RetrieverSettings,
         held_out: HeldOutSets | None = None,
     ) -> None:
+        self._whole_log = WholeLog()
         super().__init__(
             model=retriever,
             args=args,
@@ -60,7 +62,7 @@ class RetrieverTrainer(CheckpointingTrainer):
             train_dataset=train_dataset,
             eval_dataset=held_out,
             processing_class=tokenizer,
-            callbacks=[_EpochOfTheData(train_dataset)],
+            callbacks=[_EpochOfTheData(train_dataset), self._whole_log],
         )
         self.settings = settings
         self.step = step
@@ -138,7 +140,18 @@ class RetrieverTrainer(CheckpointingTrainer):
             self._waited = 0.0
             self._tokens = self._padded_tokens = 0
             self._last_log = time.perf_counter()
+        if "train_loss" in logs:
+            self._mean_over_all_steps(logs)
         super().log(logs, start_time)
+
+    def _mean_over_all_steps(self, logs: dict[str, float]) -> None:
+        """The library's mean is over the steps of this process, which may have resumed the run."""
+        began_at = self._whole_log.began_at
+        mean = mean_loss(self.state.log_history, began_at, self.state.global_step)
+        if mean is not None:
+            logs["train_loss"] = mean
+        elif began_at:  # what came before was not logged
+            del logs["train_loss"]
 
     def evaluate(
         self, eval_dataset: object = None, ignore_keys: object = None, metric_key_prefix: str = "eval"

@@ -66,7 +66,8 @@ def test_documented_defaults() -> None:
 
 @pytest.mark.parametrize(("name", "default", "other"), DOCUMENTED)
 def test_documented_flags_can_be_set(name: str, default: Any, other: str) -> None:
-    with_it = ["--add_pooler"] if name.startswith("projection") else []
+    needs = {"projection": ["--add_pooler"], "gc": ["--grad_cache"]}
+    with_it = needs.get(name.split("_")[0], [])
     value = parse(f"--{name}", other.strip("[]'"), *with_it)[name]
     assert value != default
     assert str(value).lower() == other
@@ -109,13 +110,20 @@ def test_fp16_is_refused_on_a_cpu() -> None:
         ("--gc_tokens_per_chunk 1.5 --grad_cache", "must be auto or an integer of at least 1, not '1.5'"),
         ("--gc_keep_graph_gib -1 --grad_cache", "--gc_keep_graph_gib must be auto or a number of at least 0"),
         ("--gc_keep_graph_gib nan --grad_cache", "--gc_keep_graph_gib must be auto or a number of at least 0"),
+        ("--gc_q_chunk_size 4", "--gc_q_chunk_size is for the chunks of --grad_cache: pass that, too, or leave it out"),
+        ("--gc_p_chunk_size 2", "--gc_p_chunk_size is for the chunks of --grad_cache"),
+        ("--gc_tokens_per_chunk 9", "--gc_tokens_per_chunk is for the chunks of --grad_cache"),
         ("--gc_keep_graph_gib 1", "--gc_keep_graph_gib is for the chunks of --grad_cache"),
         ("--lora_r 4", "--lora_r is for --lora"),
         ("--lora --lora_r 0", "--lora_r must be at least 1"),
         ("--lora --lora_dropout 1", "--lora_dropout must lie in [0, 1)"),
         ("--train_n_passages 0", "--train_n_passages must be at least 1"),
         ("--eval_strategy steps", "--eval_strategy needs a held-out set: pass --eval_dir DIR"),
-        ("--eval_dir d", "needs --eval_strategy"),
+        ("--do_eval", "--do_eval needs --eval_strategy steps or epoch, and --eval_dir DIR"),
+        (
+            "--overwrite_output_dir --resume_from_checkpoint Auto",
+            "--overwrite_output_dir removes the checkpoints that --resume_from_checkpoint auto looks for: leave one of",
+        ),
         ("--auto_find_batch_size", "--auto_find_batch_size is refused"),
         ("--deepspeed d.json", "--deepspeed is refused"),
         ("--warmup_ratio 2", "--warmup_ratio must lie between 0 and 1"),
@@ -126,6 +134,17 @@ def test_fp16_is_refused_on_a_cpu() -> None:
 def test_what_cannot_work_is_refused(flags: str, message: str) -> None:
     with pytest.raises(UserError, match=re.escape(message)):
         parse(*flags.split())
+
+
+@pytest.mark.parametrize("flag", ["", " --load_best_model_at_end", " --save_strategy best"])
+def test_a_refusal_asks_only_for_what_is_lacking(flag: str) -> None:
+    with pytest.raises(UserError, match="^--eval_dir needs --eval_strategy steps or epoch$"):
+        parse(*f"--eval_dir d{flag}".split())
+
+
+@pytest.mark.parametrize("request_", ["false", "another/checkpoint-3"])
+def test_an_overwritten_directory_may_take_another_runs_checkpoint(request_: str) -> None:
+    assert parse("--overwrite_output_dir", "--resume_from_checkpoint", request_)["overwrite_output_dir"]
 
 
 @pytest.mark.parametrize("cache", ["", " --grad_cache"], ids=["plain", "grad_cache"])

@@ -11,6 +11,7 @@ import pytest
 import safetensors.torch
 import torch
 import yaml
+from matplotlib.axes import Axes
 
 from fastdense import environment
 from fastdense.training.curve import draw_training_curve
@@ -128,6 +129,27 @@ def test_a_curve_without_a_loss_is_not_drawn(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
     draw_training_curve([{"step": 1, "loss": float("nan")}], tmp_path / "curve.png")
     assert (tmp_path / "curve.png").read_bytes().startswith(PNG)
+
+
+@pytest.mark.parametrize(("points", "marker"), [(1, "o"), (2, "")])
+def test_a_curve_of_one_point_is_seen(
+    points: int, marker: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    markers, plot = [], Axes.plot
+
+    def note(self: Axes, *data: object, **style: object) -> object:
+        markers.append(style["marker"])
+        return plot(self, *data, **style)
+
+    monkeypatch.setattr(Axes, "plot", note)
+    draw_training_curve([{"step": step, "loss": 1.0} for step in range(points)], tmp_path / "curve.png")
+    assert markers == [marker]
+
+
+def test_a_run_shorter_than_the_logging_steps_has_a_loss_and_a_curve(train_tiny: Train) -> None:
+    output = train_tiny("--logging_steps", "500", "--max_steps", "2")
+    assert json.loads((output / "metrics.json").read_text())["loss"] > 0
+    assert (output / "training_curve.png").read_bytes().startswith(PNG)
 
 
 def test_no_secret_is_in_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
