@@ -18,6 +18,7 @@ class Provenance:
     datasets: tuple[str, ...] = ()  # names on the hub
     facts: Mapping[str, str] = field(default_factory=dict)
     metrics: Mapping[str, str | None] = field(default_factory=dict)  # on what was held out
+    metrics_step: int | None = None  # of the model that they measured
     command: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
 
@@ -51,7 +52,9 @@ def _training(origin: Provenance) -> list[list[str]]:
     if origin.facts:
         parts.append(["## Training", "", *_table(origin.facts)])
     if origin.metrics:
-        parts.append(["On what was held out, at the end of the training:", "", *_table(origin.metrics)])
+        parts.append(
+            [f"On what was held out, by the model of step {origin.metrics_step}:", "", *_table(origin.metrics)]
+        )
     if origin.command:
         parts.append(["```bash", origin.command, "```"])
     if origin.versions:

@@ -156,16 +156,16 @@ def provenance(data: Any, args: TrainingArguments, state: TrainerState, reposito
         "Last in-batch accuracy": _rounded(told.get("accuracy")),
     }
     kind = " (mean)" if len(args.eval_dir or []) > 1 else ""
+    evaluation = _evaluation_of_saved(args, state) or told.get("evaluation", {})
     metrics = {
-        name + (kind if name in MEASURES else ""): _rounded(value)
-        for name, value in told.get("evaluation", {}).items()
-        if "@" in name
+        name + (kind if name in MEASURES else ""): _rounded(value) for name, value in evaluation.items() if "@" in name
     }
     return Provenance(
         repository=repository,
         datasets=tuple(dict.fromkeys(parse_dataset_name(name).repository for name in on_hub)),
         facts={name: str(value) for name, value in facts.items() if value is not None},
         metrics=metrics,
+        metrics_step=evaluation.get("step"),
         command=environment.command(),
         versions=environment.versions(),
     )
@@ -177,6 +177,15 @@ def _rounded(value: float | None) -> str | None:
 
 def _evaluation(line: dict[str, Any]) -> dict[str, Any]:
     return {key.removeprefix("eval_"): value for key, value in line.items() if key.startswith("eval_") or key == "step"}
+
+
+def _evaluation_of_saved(args: TrainingArguments, state: TrainerState) -> dict[str, Any] | None:
+    """That of the best model, if it is the one that is saved in the end and not the last."""
+    if not args.load_best_model_at_end or state.best_global_step is None:
+        return None
+    lines = (line for line in state.log_history if line.get("step") == state.best_global_step)
+    found = [_evaluation(line) for line in lines if any(key.startswith("eval_") for key in line)]
+    return found[-1] if found else None
 
 
 def _best(args: TrainingArguments, state: TrainerState) -> dict[str, Any]:

@@ -152,6 +152,9 @@ def test_a_held_out_set_is_measured_and_chooses_the_best(train_tiny: Train, eval
     best = max(measured, key=measured.__getitem__)
     assert state["best_metric"] == measured[best]
     assert Path(state["best_model_checkpoint"]) == output / f"checkpoint-{best}"
+    card = (output / "README.md").read_text()
+    assert f"by the model of step {best}:" in card
+    assert f"| mrr@10 | {measured[best]:.4f} |" in card
     assert torch.equal(
         *(weights_of(d)["embeddings.word_embeddings.weight"] for d in (output, output / f"checkpoint-{best}"))
     )
