@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.parallel import DistributedDataParallel
 
 from fastdense.grad_cache.keeping import GraphBudget
-from fastdense.grad_cache.memory import is_out_of_memory
+from fastdense.grad_cache.memory import give_back_freed, in_short, is_out_of_memory
 from fastdense.grad_cache.state import AutocastState, RandomState
 from fastdense.grad_cache.stream import Batch, Chunk, Side, SortedOrder, Stream
 from fastdense.grad_cache.tables import TableGradients
@@ -138,6 +138,7 @@ class _Calls:
             for call, state in zip(self._calls, states, strict=True):
                 call.random_state = RandomState.capture(self._device_type).stored_in(state)
                 self._write(self._first_run(call), call, vectors)
+        self._graphs.release_room()
         # In torch 2.10 it now holds weights that were cast without a graph; a replay would lose their gradients.
         torch.clear_autocast_cache()
         return tuple(own for own in vectors if own is not None)
@@ -168,15 +169,22 @@ class _Calls:
     def _first_run(self, call: _Call) -> Outputs:
         try:
             return self._keeping(call) if self._may_keep(call) else self._not_keeping(call)
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error) or self._graphs.off:
                 raise
-            reason = str(error).split(". ")[0]
-        self._graphs.give_up(f"chunks run twice, because there was no memory for more ({reason})")
-        for other in self._calls:
-            other.kept = None
+            reason = in_short(error)
+        # Outside of the handler: the error holds what the call has made.
+        self._let_go()
         call.restore_random_state()
-        return self._not_keeping(call)
+        outputs = self._not_keeping(call)
+        self._graphs.give_up(f"chunks run twice, because there was no memory for more ({reason})")
+        return outputs
+
+    def _let_go(self) -> None:
+        for call in self._calls:
+            call.kept = None
+        self._graphs.release_room()
+        give_back_freed(self._device_type)
 
     def _may_keep(self, call: _Call) -> bool:
         if self._compiled and self._device_type == "cpu" and not (self._graphs.off or self._graphs.measured):
@@ -188,6 +196,7 @@ class _Calls:
     def _keeping(self, call: _Call) -> Outputs:
         with torch.enable_grad():
             if self._graphs.measured:
+                self._graphs.hold_room(((other.padded_tokens, other.width) for other in self._calls), self._device_type)
                 call.kept = self._call(call, self._alone)
                 return call.kept
             size = (call.padded_tokens, call.width)

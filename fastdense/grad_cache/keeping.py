@@ -1,9 +1,10 @@
 """Which chunks keep the graph of their first pass, so that their backward pass needs no second one."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
 from torch import nn
 
 from fastdense.grad_cache.memory import activation_bytes, available_bytes
@@ -24,14 +25,17 @@ class GraphBudget:
     that is kept is gone before a chunk is run again.
 
     Args:
-        gib: memory for kept graphs in GiB, 0 for none. None: a share of what is available when the first call has been
-            measured, less the room that a chunk's backward pass, gradients and an optimizer's state will need.
+        gib: memory for kept graphs in GiB, 0 for none. It is never more than what is available when the first call has
+            been measured, less the room that a chunk's backward pass, gradients and an optimizer's state will need.
+            None: a share of that.
     """
 
     def __init__(self, gib: float | None = None) -> None:
         self._limit = None if gib is None else int(gib * _GIB)
         self._bytes_per_token: float | None = None
         self._measured_width = 1
+        self._gradient_bytes = 0
+        self._room: torch.UntypedStorage | None = None
         self._spent = 0
         self._open = True
 
@@ -61,27 +65,49 @@ class GraphBudget:
         """A step begins: nothing is kept."""
         self._spent = 0
         self._open = True
+        self._room = None
+
+    def hold_room(self, calls: Iterable[tuple[int, int]], device_type: str) -> None:
+        """Until :meth:`release_room`, hold what the backward pass of the largest call may need.
+
+        A backward pass that runs out of memory has already added to some gradients and cannot be repeated, a forward
+        pass can: so it has to be the one that runs out. On a CPU the memory is only promised, never touched.
+
+        Args:
+            calls: padded tokens and width of each call of the step.
+        """
+        if self._room is None:
+            size = max(self._size(*call) for call in calls) + self._gradient_bytes
+            self._room = torch.UntypedStorage(size, device=device_type)
+
+    def release_room(self) -> None:
+        """The first pass is over, or nothing is kept any more."""
+        self._room = None
 
     def admits(self, padded_tokens: int, width: int) -> bool:
         """Whether a call of that many tokens, in rows of ``width``, keeps its graph. If so, it is counted.
 
         The first call of the run is only tried: ask again when it has been measured.
         """
-        if self.off or self._bytes_per_token is None or self._limit is None:
+        if self.off or not self.measured or self._limit is None:
             return not self.off
-        # Attention's own activations may grow with the square of the length, never faster.
-        size = int(padded_tokens * self._bytes_per_token * max(1.0, width / self._measured_width))
+        size = self._size(padded_tokens, width)
         self._open = self._open and self._spent + size <= self._limit
         self._spent += size if self._open else 0
         return self._open
+
+    def _size(self, padded_tokens: int, width: int) -> int:
+        """Bytes of a call's graph. Attention's own may grow with the square of the length, never faster."""
+        return int(padded_tokens * self.bytes_per_token * max(1.0, width / self._measured_width))
 
     def measure(self, run: Callable[[], Any], device_type: str, padded_tokens: int, width: int, model: Any) -> Any:
         """Result of the run's first call, which tells what the others will take."""
         available = available_bytes(device_type)
         result, size = activation_bytes(run, device_type)
         self._bytes_per_token, self._measured_width = size / padded_tokens, width
-        if self._limit is None:
-            self._limit = self._automatic_limit(available, size, device_type, model)
+        parameters = model.parameters() if isinstance(model, nn.Module) else ()
+        self._gradient_bytes = sum(p.numel() * p.element_size() for p in parameters if p.requires_grad)
+        self._limit = self._limit_within(available, size, device_type)
         logger.info(
             "a token's activations take %.1f KiB; graphs of up to %.2f GiB are kept from the first pass",
             self._bytes_per_token / 2**10,
@@ -89,16 +115,18 @@ class GraphBudget:
         )
         return result
 
-    def _automatic_limit(self, available: int | None, chunk: int, device_type: str, model: Any) -> int:
+    def _limit_within(self, available: int | None, chunk: int, device_type: str) -> int:
+        asked = self._limit
         if available is None:
-            self.give_up("this system does not say how much memory is available")
-            return 0
-        share = _SHARE.get(device_type, _ACCELERATOR_SHARE)
-        parameters = model.parameters() if isinstance(model, nn.Module) else ()
-        trained = sum(p.numel() * p.element_size() for p in parameters if p.requires_grad)
-        return max(0, int((available - _COPIES_OF_PARAMETERS * trained) * share) - chunk)
+            if asked is None:
+                self.give_up("this system does not say how much memory is available")
+            return asked or 0
+        share = 1.0 if asked is not None else _SHARE.get(device_type, _ACCELERATOR_SHARE)
+        most = max(0, int((available - _COPIES_OF_PARAMETERS * self._gradient_bytes) * share) - chunk)
+        return most if asked is None else min(asked, most)
 
     def give_up(self, reason: str) -> None:
         """Keep no graph from now on, and say why."""
         logger.warning("no graphs are kept from now on: %s", reason)
         self._limit = self._spent = 0
+        self._room = None

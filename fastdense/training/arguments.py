@@ -4,6 +4,7 @@ Names and defaults are those that Tevatron v1 documents; what the Hugging Face `
 inherited. Checks that need nothing but the flags themselves stand here; files are checked where they are read.
 """
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import ClassVar, Literal
@@ -342,6 +343,8 @@ class RetrieverTrainingArguments(TrainingArguments):
             self.ddp_find_unused_parameters = False  # encoders freeze what they do not use
         if self.ddp_broadcast_buffers is None:
             self.ddp_broadcast_buffers = False  # encoders have no running statistics, and ranks differ in chunks
+            # accelerate hands it on by the name that torch 2.13 has renamed
+            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
         if self.eval_dir is not None and self.metric_for_best_model is None:
             self.metric_for_best_model = "mrr@10"
         for today, former in _RENAMED.items():

@@ -2,12 +2,13 @@
 
 import contextlib
 import logging
+import weakref
 
 import pytest
 import torch
 from torch import nn
 
-from fastdense.grad_cache import GraphBudget, cached_forward, keeping
+from fastdense.grad_cache import GraphBudget, cached, cached_forward, keeping
 
 LIMITS = {"query_chunk_rows": 4, "passage_chunk_rows": 6}
 CALLS = 6  # for 10 queries and 20 passages, run once
@@ -113,6 +114,94 @@ def test_running_out_of_memory_without_kept_graphs_is_an_error(gradients_of):
             gradients_of(graphs, prepare=prepare)
 
 
+@pytest.fixture
+def failing_call():
+    """Prepares a retriever whose every encoder call that ``fails`` raises oneDNN's error for memory that it lacks."""
+
+    def prepared_by(fails):
+        def prepare(retriever):
+            def out_of_memory(*_):
+                if fails():
+                    raise RuntimeError("could not create a primitive")
+
+            retriever.register_forward_pre_hook(out_of_memory)
+            return retriever
+
+        return prepare
+
+    return prepared_by
+
+
+def test_what_is_let_go_is_given_back_before_the_call_is_tried_again(gradients_of, failing_call, monkeypatch, caplog):
+    expected, _ = gradients_of(None)
+    graphs, events, kept = GraphBudget(1.0), [], []
+
+    def fails():
+        with_graph = torch.is_grad_enabled()
+        events.append("with a graph" if with_graph else "without")
+        return with_graph and events.count("with a graph") == 3
+
+    def give_back(device_type):
+        events.append(("given back", device_type, graphs._room, [output() for output in kept]))
+
+    def keeping_track(*arguments):
+        outputs = call(*arguments)
+        kept.extend(weakref.ref(output) for output in outputs if output is not None and output.requires_grad)
+        return outputs
+
+    call = cached._Calls._call
+    monkeypatch.setattr(cached._Calls, "_call", keeping_track)
+    monkeypatch.setattr(cached, "give_back_freed", give_back)
+    with caplog.at_level(logging.WARNING):
+        actual, _ = gradients_of(graphs, prepare=failing_call(fails))
+    gone = [None, None]  # of the calls before
+    assert events[:5] == [*["with a graph"] * 3, ("given back", "cpu", None, gone), "without"]
+    assert caplog.text.count("no memory for more (could not create a primitive)") == len(caplog.records) == 1
+    assert_same_bits(actual, expected)
+
+
+def test_an_error_that_more_memory_does_not_help_is_passed_on(gradients_of, failing_call, caplog):
+    with caplog.at_level(logging.WARNING), pytest.raises(RuntimeError, match="^could not create a primitive$"):
+        gradients_of(GraphBudget(1.0), prepare=failing_call(lambda: True))
+    assert not caplog.records  # it is not known to be about memory
+
+
+def test_room_for_a_backward_pass_is_held_while_graphs_are_kept(gradients_of):
+    graphs, held = GraphBudget(1.0), []
+
+    def prepare(retriever):
+        def note(*_):
+            held.append(0 if graphs._room is None else graphs._room.nbytes())
+
+        retriever.register_forward_pre_hook(note)
+        for parameter in retriever.parameters():
+            parameter.register_hook(note)
+        return retriever
+
+    for unmeasured in (1, 0):  # calls that were run before anything was known
+        held.clear()
+        gradients_of(graphs, prepare=prepare, steps=1)
+        first_pass, backward = held[unmeasured:CALLS], held[CALLS:]
+        assert held[:unmeasured] == [0] * unmeasured
+        average = graphs.spent / CALLS
+        assert min(first_pass) == max(first_pass) > graphs._gradient_bytes + average > average
+        assert set(backward) == {0}
+
+
+def test_without_room_for_a_backward_pass_nothing_is_kept(gradients_of, monkeypatch, caplog):
+    expected, _ = gradients_of(None)
+
+    def no_memory(*_, **__):
+        raise RuntimeError("can't allocate memory: 8 bytes")
+
+    monkeypatch.setattr(torch, "UntypedStorage", no_memory)
+    with caplog.at_level(logging.WARNING):
+        actual, calls = gradients_of(GraphBudget(1.0))
+    assert calls == 2 * CALLS
+    assert "no graphs are kept from now on" in caplog.text
+    assert_same_bits(actual, expected)
+
+
 def test_other_errors_are_not_taken_for_a_lack_of_memory(gradients_of):
     def prepare(retriever):
         def fails(*_):
@@ -134,6 +223,20 @@ def test_an_automatic_budget_leaves_room(monkeypatch):
         budget = GraphBudget()
         assert budget.measure(lambda: "result", device, 50, 5, model) == "result"
         assert budget._limit == int((10_000 - 4 * 400) * share) - 500
+
+
+def test_a_budget_is_never_more_than_what_is_available(monkeypatch):
+    monkeypatch.setattr(keeping, "activation_bytes", lambda run, _: (run(), 500))
+    for asked, available, limit in (
+        (2**30, 10_000, 10_000 - 4 * 400 - 500),
+        (2**30, 1000, 0),
+        (5000, 2**30, 5000),
+        (5000, None, 5000),
+    ):
+        monkeypatch.setattr(keeping, "available_bytes", lambda _, available=available: available)
+        budget = GraphBudget(asked / 2**30)
+        budget.measure(lambda: None, "cpu", 50, 5, nn.Linear(10, 10, bias=False))
+        assert budget._limit == limit
 
 
 def test_where_nothing_tells_how_much_memory_there_is_nothing_is_kept(gradients_of, monkeypatch, caplog):

@@ -52,6 +52,20 @@ for _ in range(60):
 print(resident_kib("VmRSS") - before >> 10)
 """
 
+GIVEN_BACK = """
+import torch
+from benches.machine import resident_kib
+from fastdense.grad_cache.memory import give_back_freed
+from fastdense.training import freed_memory
+{call}
+
+tensors = [torch.ones(512 * 1024) for _ in range(100)]  # 200 MiB in blocks of 2 MiB
+del tensors
+before = resident_kib("VmRSS")
+give_back_freed("cpu")
+print(before - resident_kib("VmRSS") >> 10)
+"""
+
 REUSE = "freed_memory.reuse_freed_memory()"
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc is Linux's")
 
@@ -80,6 +94,11 @@ def test_a_freed_tensor_leaves_room_for_another_of_its_size() -> None:
     keep_only = "import ctypes; libc = ctypes.CDLL(None); libc.mallopt(-1, -1); libc.mallopt(-3, 1 << 25)"
     assert printed_by(FORWARD_PASS.format(call=keep_only)) > 1.6 * held  # else this test shows nothing
     assert held <= printed_by(FORWARD_PASS.format(call=REUSE)) < 1.2 * held
+
+
+def test_what_is_kept_can_be_given_back() -> None:
+    assert printed_by(GIVEN_BACK.format(call="")) < 20  # else this test shows nothing
+    assert printed_by(GIVEN_BACK.format(call=REUSE)) > 180
 
 
 TENSORS = """
