@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 
 _GIB = 2**30
 _SHARE = {"cpu": 0.5}  # of what is available: other programs want memory there, too, and none is refused any
-_ACCELERATOR_SHARE = 0.8  # fragmentation
+_LARGEST_SHARE = 0.8  # fragmentation
 _COPIES_OF_PARAMETERS = 4  # that may still be to come: gradients, their reduction buckets, two moments of Adam
 
 
@@ -25,8 +25,8 @@ class GraphBudget:
     that is kept is gone before a chunk is run again.
 
     Args:
-        gib: memory for kept graphs in GiB, 0 for none. It is never more than what is available when the first call has
-            been measured, less the room that a chunk's backward pass, gradients and an optimizer's state will need.
+        gib: memory for kept graphs in GiB, 0 for none; never more than most of what is available when the first call
+            has been measured, less the room that a chunk's backward pass, gradients and an optimizer's state will need.
             None: a share of that.
     """
 
@@ -34,7 +34,8 @@ class GraphBudget:
         self._limit = None if gib is None else int(gib * _GIB)
         self._bytes_per_token: float | None = None
         self._measured_width = 1
-        self._gradient_bytes = 0
+        self._trained_bytes = 0
+        self._copies_to_come = _COPIES_OF_PARAMETERS
         self._room: torch.UntypedStorage | None = None
         self._spent = 0
         self._open = True
@@ -66,9 +67,10 @@ class GraphBudget:
         self._spent = 0
         self._open = True
         self._room = None
+        self._copies_to_come = 1 if self.measured else _COPIES_OF_PARAMETERS  # after a step gradients, at most
 
     def hold_room(self, calls: Iterable[tuple[int, int]], device_type: str) -> None:
-        """Until :meth:`release_room`, hold what the backward pass of the largest call may need.
+        """Until :meth:`release_room`, hold what the step will need when the first pass is over.
 
         A backward pass that runs out of memory has already added to some gradients and cannot be repeated, a forward
         pass can: so it has to be the one that runs out. On a CPU the memory is only promised, never touched.
@@ -76,9 +78,14 @@ class GraphBudget:
         Args:
             calls: padded tokens and width of each call of the step.
         """
+        largest = max(self._size(*call) for call in calls)
         if self._room is None:
-            size = max(self._size(*call) for call in calls) + self._gradient_bytes
+            size = largest + self._copies_to_come * self._trained_bytes
             self._room = torch.UntypedStorage(size, device=device_type)
+        if device_type == "cpu":
+            # Within a call oneDNN could be refused memory for code that it writes, and would write none in this thread
+            # ever again. So it is asked before the call whether there is enough.
+            torch.UntypedStorage(largest)
 
     def release_room(self) -> None:
         """The first pass is over, or nothing is kept any more."""
@@ -106,7 +113,7 @@ class GraphBudget:
         result, size = activation_bytes(run, device_type)
         self._bytes_per_token, self._measured_width = size / padded_tokens, width
         parameters = model.parameters() if isinstance(model, nn.Module) else ()
-        self._gradient_bytes = sum(p.numel() * p.element_size() for p in parameters if p.requires_grad)
+        self._trained_bytes = sum(p.numel() * p.element_size() for p in parameters if p.requires_grad)
         self._limit = self._limit_within(available, size, device_type)
         logger.info(
             "a token's activations take %.1f KiB; graphs of up to %.2f GiB are kept from the first pass",
@@ -121,8 +128,8 @@ class GraphBudget:
             if asked is None:
                 self.give_up("this system does not say how much memory is available")
             return asked or 0
-        share = 1.0 if asked is not None else _SHARE.get(device_type, _ACCELERATOR_SHARE)
-        most = max(0, int((available - _COPIES_OF_PARAMETERS * self._gradient_bytes) * share) - chunk)
+        share = _SHARE.get(device_type, _LARGEST_SHARE) if asked is None else _LARGEST_SHARE
+        most = max(0, int((available - _COPIES_OF_PARAMETERS * self._trained_bytes) * share) - chunk)
         return most if asked is None else min(asked, most)
 
     def give_up(self, reason: str) -> None:

@@ -117,7 +117,7 @@ def _is_plain(value: Any) -> bool:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether ``error`` may say that an allocation failed, on an accelerator or on a CPU.
 
-    oneDNN's messages can mean something else: try again with more memory, and if that fails, too, pass the error on.
+    oneDNN's messages can mean something else: try once more, and if that fails, too, pass the error on.
     """
     known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
     return known or any(message in str(error) for message in _FAILED_ALLOCATIONS)
