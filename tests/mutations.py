@@ -147,15 +147,22 @@ MUTATIONS = [
     Mutation(
         "triton: mask by passage_id",
         "fastdense/loss/implementations/triton/kernels.py",
-        "        others = others & (of_column[None, :] != target_label[:, None])\n",
-        "        others = others & (of_column[None, :] == of_column[None, :])\n",
+        "in_columns & (of_column[None, :] != target_label[:, None])",
+        "in_columns & (of_column[None, :] == of_column[None, :])",
         ("tests/loss/test_triton.py",),
     ),
     Mutation(
         "triton: tail of the columns",
         "fastdense/loss/implementations/triton/kernels.py",
-        "others = (column < columns)[None, :] & (column[None",
-        "others = (column < 2 * columns)[None, :] & (column[None",
+        "    in_columns = (column < columns)[None, :]\n",
+        "    in_columns = (column < 2 * columns)[None, :]\n",
+        ("tests/loss/test_triton.py",),
+    ),
+    Mutation(
+        "triton: no masks where a target is",
+        "fastdense/loss/implementations/triton/kernels.py",
+        " & (not holds_target)\n",
+        "\n",
         ("tests/loss/test_triton.py",),
     ),
     Mutation(
