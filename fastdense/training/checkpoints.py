@@ -214,7 +214,9 @@ class CheckpointingTrainer(Trainer):
         finally:
             self._staging = None
             if self.args.should_save:
-                shutil.rmtree(staging, ignore_errors=True)
+                with contextlib.ExitStack() as stack:  # once more, if a signal ends the first
+                    stack.callback(shutil.rmtree, staging, ignore_errors=True)
+                    shutil.rmtree(staging, ignore_errors=True)
 
     def _remove_old_checkpoints(self, newest: Path) -> None:
         if self.args.save_total_limit is None:
