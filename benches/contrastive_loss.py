@@ -30,6 +30,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from benches.machine import device_name, peak_mib
 from benches.providers import SCALE, matrix_products, providers
+from benches.table import BARE
 from fastdense.files import atomic_file
 
 # An error above this is a wrong answer, not rounding. Plain float32 torch has about 1e-4 where the loss is small
@@ -142,7 +143,7 @@ def measure(
     exact = exact_gradients(*inputs)
     products = matrix_products(device, inputs[0].dtype)
     functions: dict[str, Callable[..., Any]] = {
-        f"three products, {name}": three_products(multiply) for name, multiply in products.items()
+        f"{BARE}{name}": three_products(multiply) for name, multiply in products.items()
     }
     bare = list(functions)
     rows = {name: Row(name) for name in bare}

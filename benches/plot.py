@@ -12,6 +12,7 @@ from typing import Any
 from benches.machine import short_name
 from benches.pages import ROOT
 from benches.pictures import pyplot, save
+from benches.table import BARE
 
 WIDTH = 768  # of the shapes N x N x WIDTH that are drawn
 
@@ -27,7 +28,6 @@ STYLES: dict[str, dict[str, Any]] = {
     "Python chunks of 256": {"color": "#7a9e3c"},
     "sentence-transformers": {"color": "#555555"},
 }
-BARE = "three products, "
 
 
 def squares(report: dict[str, Any]) -> dict[str, list[tuple[int, float, float | None]]]:

@@ -63,9 +63,10 @@ def differentiable_loss(implementation: str, problem: Problem, query_grad: bool,
     small problems notice.
     """
     operator, arguments = _operator(implementation), _arguments(problem, query_grad, passage_grad, 0, False)
-    if not torch.compiler.is_compiling():
+    compiling = torch.compiler.is_compiling()
+    if not compiling:
         _refuse_tangents(problem.query, problem.passage, problem.scale)
-    if torch.compiler.is_compiling() or not (query_grad or passage_grad or problem.scale.requires_grad):
+    if compiling or not (query_grad or passage_grad or problem.scale.requires_grad):
         loss: Tensor = _run(operator, arguments)[0]
         return loss
     return _EagerLoss.apply(problem.query, problem.passage, problem.scale, operator, arguments)
